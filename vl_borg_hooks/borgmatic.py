@@ -1,0 +1,57 @@
+"""The borgmatic that runs us: who it is, and what it was told to do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+
+from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.state import Holder
+
+
+def calling_process() -> Holder:
+    """Return the borgmatic that this hook runs under, else the process that started us.
+
+    It is who archives the staging copy, so who the lease belongs to.
+    """
+    borgmatic = _ancestor()
+    if borgmatic is not None:
+        return Holder.of(borgmatic.pid, "borgmatic")
+    return Holder.of(os.getppid(), psutil.Process(os.getppid()).name())
+
+
+def extract_destination() -> Path:
+    """Return where the borgmatic that this hook runs under has extracted to.
+
+    borgmatic runs hooks in the directory that it extracts relative to, and tells them nothing of
+    `--destination`; but that is on its command line. Raises OperatorError where we run under none.
+    """
+    borgmatic = _ancestor()
+    if borgmatic is None:
+        raise OperatorError(
+            "after-extract is for borgmatic's after: hooks, and no borgmatic runs this",
+            hint="run: vl-borg-hooks restore --from DIRECTORY",
+        )
+    arguments = borgmatic.cmdline()
+    destination = ""
+    for index, argument in enumerate(arguments):
+        if argument == "--destination" and index + 1 < len(arguments):
+            destination = arguments[index + 1]
+        elif argument.startswith("--destination="):
+            destination = argument.removeprefix("--destination=")
+    return Path(os.getcwd()) / destination
+
+
+def _ancestor() -> psutil.Process | None:
+    """Return the nearest process above us that is borgmatic, None where there is none."""
+    try:
+        for process in psutil.Process().parents():
+            # `borgmatic ...` as a script, its interpreter before it, or `python -m borgmatic`.
+            if any(os.path.basename(argument) == "borgmatic" for argument in process.cmdline()[:3]):
+                return process
+    except psutil.Error:
+        # A parent that ended meanwhile is no borgmatic that waits for us.
+        return None
+    return None

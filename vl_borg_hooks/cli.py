@@ -1,0 +1,220 @@
+"""The command line: one function per command, no decisions."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vl_borg_hooks import __version__
+from vl_borg_hooks.errors import OperatorError, printable
+
+if TYPE_CHECKING:
+    from vl_borg_hooks.config import Instance, LoadedConfig
+
+logger = logging.getLogger("vl-borg-hooks")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that `argv` names and return its exit status: 0, 1, or 75 for another run."""
+    arguments = _parser().parse_args(argv)
+    _set_up_logging(arguments.verbosity)
+    from vl_borg_hooks import signals
+
+    signals.install()
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except OperatorError as error:
+        if arguments.verbosity > 1:
+            traceback.print_exc()
+        logger.error("%s", error)
+        return error.exit_status
+
+
+def _before_create(arguments: argparse.Namespace) -> int:
+    from vl_borg_hooks import lifecycle
+
+    lifecycle.back_up(*_selected(arguments), logger.info, dry_run=arguments.dry_run)
+    return 0
+
+
+def _after_create(arguments: argparse.Namespace) -> int:
+    from vl_borg_hooks import lifecycle
+
+    if not arguments.dry_run:
+        lifecycle.release(*_selected(arguments), logger.info)
+    return 0
+
+
+def _after_extract(arguments: argparse.Namespace) -> int:
+    from vl_borg_hooks import restore
+
+    restore.restore_extracted(*_selected(arguments), logger.info, dry_run=arguments.dry_run)
+    return 0
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    from vl_borg_hooks import restore
+
+    restore.restore(
+        *_selected(arguments),
+        arguments.source,
+        logger.info,
+        start=arguments.start,
+        dry_run=arguments.dry_run,
+    )
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from vl_borg_hooks import staging, verify
+
+    status = 0
+    for copy in staging.find_copies(arguments.path):
+        report = verify.verify(copy)
+        for problem in report.problems:
+            print(printable(problem))
+        if report.manifest and not report.problems:
+            manifest = report.manifest
+            print(
+                f"{printable(str(copy.path))}: ok: {manifest.rows} rows, {manifest.files} files, "
+                f"{manifest.bytes} bytes of {manifest.instance}, made {manifest.created}"
+            )
+        else:
+            status = 1
+    return status
+
+
+def _recover(arguments: argparse.Namespace) -> int:
+    from vl_borg_hooks import lifecycle
+
+    lifecycle.recover_all(*_selected(arguments), logger.info, wait=arguments.wait)
+    return 0
+
+
+def _config_generate(arguments: argparse.Namespace) -> int:
+    from vl_borg_hooks import generate
+
+    if arguments.borgmatic:
+        text = generate.borgmatic_include(*_selected(arguments))
+    else:
+        text = generate.commented_config()
+    if arguments.destination:
+        generate.write_new(arguments.destination, text)
+        print(f"wrote {arguments.destination}")
+    else:
+        print(text, end="")
+    return 0
+
+
+def _config_validate(arguments: argparse.Namespace) -> int:
+    from vl_borg_hooks import config, validate
+
+    try:
+        loaded, instances = _selected(arguments)
+        errors = validate.problems(loaded, instances)
+    except config.ConfigError as error:
+        errors = list(error.errors)
+    for problem in errors:
+        print(printable(problem))
+    if not errors:
+        print(f"{loaded.path}: ok: {', '.join(instance.name for instance in instances)}")
+    return 1 if errors else 0
+
+
+def _selected(arguments: argparse.Namespace) -> tuple[LoadedConfig, list[Instance]]:
+    """Return the config and the instances of it that the command is about."""
+    from vl_borg_hooks import config
+
+    loaded = config.load(arguments.config or config.default_path())
+    return loaded, loaded.instances(arguments.instance)
+
+
+def _set_up_logging(verbosity: int) -> None:
+    """Log to stderr, which borgmatic puts in its own log."""
+    levels = {-1: logging.ERROR, 0: logging.INFO, 1: logging.INFO}
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=levels.get(verbosity, logging.DEBUG),
+        format="%(name)s: %(message)s",
+    )
+    # sh logs every command it starts as information; that is for debugging.
+    logging.getLogger("sh").setLevel(logging.DEBUG if verbosity > 1 else logging.WARNING)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vl-borg-hooks",
+        description="Consistent, deduplicated VictoriaLogs backups from your borgmatic.",
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="default: /etc/vl-borg-hooks/config.yaml"
+    )
+    parser.add_argument(
+        "--instance",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only this instance; may be given several times (default: all)",
+    )
+    parser.add_argument(
+        "--verbosity",
+        type=int,
+        default=0,
+        choices=(-1, 0, 1, 2),
+        help="-1: errors only, 2: every external command too",
+    )
+    parser.add_argument("-v", dest="verbosity", action="store_const", const=2, help="--verbosity 2")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything and change nothing"
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(
+        name: str, command: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=command)
+        return added
+
+    add("before-create", _before_create, "borgmatic, before create: make the staging copies")
+    add("after-create", _after_create, "borgmatic, after create: release the staging copies")
+    add("after-extract", _after_extract, "borgmatic, after extract: restore where configured")
+    restore = add("restore", _restore, "put an extracted copy back and prove that it is served")
+    restore.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the directory that borgmatic extract wrote to",
+    )
+    restore.add_argument(
+        "--start",
+        action="store_true",
+        help="leave VictoriaLogs running where it was found stopped",
+    )
+    verify = add("verify", _verify, "check a staging or extracted copy; needs no server, no config")
+    verify.add_argument("path", type=Path, metavar="PATH")
+    recover = add("recover", _recover, "finish what a killed run left; safe at any time")
+    recover.add_argument(
+        "--wait", action="store_true", help="first wait for a run that is on to end"
+    )
+    config = add("config", _config_validate, "the config file").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    generate = config.add_parser("generate", help="print a commented config file")
+    generate.add_argument("--destination", type=Path, metavar="FILE", help="write it there")
+    generate.add_argument(
+        "--borgmatic", action="store_true", help="the borgmatic include for an existing config"
+    )
+    generate.set_defaults(command=_config_generate)
+    validate = config.add_parser("validate", help="check the config file and what it names")
+    validate.set_defaults(command=_config_validate)
+    return parser

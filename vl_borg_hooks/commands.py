@@ -1,0 +1,118 @@
+"""External commands, run through `sh`: argument vectors, never a shell."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from vl_borg_hooks.errors import CommandFailed
+
+# prctl(2) PR_SET_PDEATHSIG, from linux/prctl.h.
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a finished command left: its exit status and what it printed."""
+
+    exit_status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def last_line(self) -> str:
+        """The last line printed on stderr, else on stdout: mostly the reason of a failure."""
+        lines = (self.stderr.strip() or self.stdout.strip()).splitlines()
+        return lines[-1].strip() if lines else f"exit status {self.exit_status}"
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    ok: Collection[int] = (0,),
+    timeout: float | None = None,
+    on_output: Callable[[str], None] | None = None,
+    dies_with_us: bool = False,
+) -> Completed:
+    """Run `argv`, wait for it, and return what it left.
+
+    `ok` are the exit statuses that are no failure; `timeout` is in seconds, after which the command
+    is ended with SIGTERM. `on_output` receives stdout in pieces as it comes; otherwise stdout goes
+    to a file, never to a pipe, so that a server which the command leaves running can't keep us
+    waiting for the pipe's end. `dies_with_us` has the kernel end the command when we are killed.
+
+    Raises CommandFailed where the command is missing, fails, or takes too long.
+    """
+    # Imported here: it costs more than everything else that `after-create` needs.
+    import sh
+
+    try:
+        command = sh.Command(argv[0])
+    except sh.CommandNotFound:
+        raise CommandFailed(
+            f"the command {argv[0]} was not found", hint=f"install {argv[0]} or mend PATH"
+        ) from None
+    with (
+        open(os.devnull, "rb") as no_input,
+        tempfile.TemporaryFile() as stdout,
+        tempfile.TemporaryFile() as stderr,
+    ):
+        process = command(
+            *argv[1:],
+            _bg=True,
+            _bg_exc=False,
+            _in=no_input,
+            _out=on_output or stdout,
+            _out_bufsize=0,
+            _err=stderr,
+            _tty_out=False,
+            _env={**os.environ, "LC_ALL": "C"},
+            _encoding="utf-8",
+            _decode_errors="backslashreplace",
+            _timeout=timeout,
+            _timeout_signal=signal.SIGTERM,
+            _preexec_fn=_die_with_parent() if dies_with_us else None,
+        )
+        try:
+            process.wait()
+            exit_status = 0
+        except sh.TimeoutException:
+            raise CommandFailed(
+                f"{shlex.join(argv)} took longer than {timeout:g} seconds and was ended"
+            ) from None
+        except sh.ErrorReturnCode as error:
+            exit_status = error.exit_code
+        except BaseException:
+            # We are being ended ourselves: nothing that we started may go on writing.
+            with contextlib.suppress(OSError):
+                process.terminate()
+            raise
+        completed = Completed(exit_status, _content(stdout), _content(stderr))
+    if completed.exit_status not in ok:
+        raise CommandFailed(f"{shlex.join(argv)} failed: {completed.last_line}")
+    return completed
+
+
+def _content(file: IO[bytes]) -> str:
+    """Return all that a command wrote to `file`."""
+    file.seek(0)
+    return file.read().decode("utf-8", "backslashreplace")
+
+
+def _die_with_parent() -> Callable[[], None]:
+    """Return what a child calls between fork and exec to be ended by the kernel with its parent."""
+    import ctypes
+
+    # Loaded before the fork: between fork and exec only async-signal-safe work is safe.
+    prctl = ctypes.CDLL(None).prctl
+
+    def ask_kernel() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    return ask_kernel

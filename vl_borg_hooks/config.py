@@ -1,0 +1,312 @@
+"""The config file: its models, its defaults, and errors that name file, line and nearest key."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.hosts import Host, LocalHost, SshHost
+
+SYSTEM_CONFIG = Path("/etc/vl-borg-hooks/config.yaml")
+LARGEST_CONFIG = 1 << 20
+
+# `user@host:/path` as rsync and ssh take it; never with a leading dash, which would be an option.
+_REMOTE = re.compile(
+    r"(?P<host>(?:[A-Za-z0-9_][^\s@:/]*@)?(?:[A-Za-z0-9_][^\s@:/]*|\[[^\]\s]+\])):(?P<path>/.*)"
+)
+
+Location = tuple[str | int, ...]
+
+
+class ConfigError(OperatorError):
+    """One or more errors in a config file, each with its line."""
+
+    def __init__(self, errors: Sequence[str]) -> None:
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        super().__init__(errors[0] + more, hint="run: vl-borg-hooks config validate")
+        self.errors = errors
+
+
+def _absolute(path: str) -> str:
+    """Return `path` without trailing slashes and dots."""
+    if not path.startswith("/"):
+        raise ValueError("must be an absolute path")
+    if "\0" in path or ".." in path.split("/"):
+        raise ValueError("must be a path without '..' in it")
+    normal = os.path.normpath(path)
+    return normal[1:] if normal.startswith("//") else normal
+
+
+def _data_path(value: str) -> str:
+    remote = _REMOTE.fullmatch(value)
+    if remote:
+        return f"{remote['host']}:{_absolute(remote['path'])}"
+    if not value.startswith("/"):
+        raise ValueError("must be an absolute path or user@host:/path")
+    return _absolute(value)
+
+
+def _url(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
+        raise ValueError("must be the address of VictoriaLogs, such as http://127.0.0.1:9428")
+    return value.rstrip("/")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class RestoreOptions(_Model):
+    """How a restore of one instance is done."""
+
+    on_extract: bool = False
+    owner: str | None = Field(default=None, pattern=r"^[^:\s]+:[^:\s]+$")
+
+
+class Instance(_Model):
+    """One VictoriaLogs process with one data directory. Times are in seconds."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)
+    data_path: Annotated[str, AfterValidator(_data_path)]
+    staging_path: Annotated[str, AfterValidator(_absolute)]
+    url: Annotated[str, AfterValidator(_url)] | None = None
+    service: dict[str, Any]
+    ssh_command: list[Annotated[str, Field(min_length=1)]] = Field(default=["ssh"], min_length=1)
+    stop_timeout: float = Field(default=60, gt=0)
+    start_timeout: float = Field(default=120, gt=0)
+    max_downtime: float = Field(default=300, gt=0)
+    restore: RestoreOptions = RestoreOptions()
+
+    @property
+    def host(self) -> Host:
+        """The machine that the data path is on."""
+        remote = _REMOTE.fullmatch(self.data_path)
+        return SshHost(remote["host"], tuple(self.ssh_command)) if remote else LocalHost()
+
+    @property
+    def data_directory(self) -> str:
+        """The data path as a path on its host."""
+        remote = _REMOTE.fullmatch(self.data_path)
+        return remote["path"] if remote else self.data_path
+
+
+class Config(_Model):
+    """The whole file."""
+
+    instances: list[Instance] = Field(min_length=1)
+    state_path: Annotated[str, AfterValidator(_absolute)] | None = None
+
+    @property
+    def state_directory(self) -> Path:
+        """Where leases, locks and the journal of the stop window are kept; survives a reboot."""
+        if self.state_path:
+            return Path(self.state_path)
+        if os.geteuid() == 0:
+            return Path("/var/lib/vl-borg-hooks/.state")
+        home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+        return Path(home) / "vl-borg-hooks"
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A config with the file it came from and the line of each of its keys."""
+
+    path: Path
+    config: Config
+    lines: Mapping[Location, int]
+
+    def error(self, location: Location, message: str) -> ConfigError:
+        """Return the error `message` about what stands at `location` in the file."""
+        return ConfigError([describe(self.path, self.lines, location, message)])
+
+    def instances(self, names: Iterable[str]) -> list[Instance]:
+        """Return the instances called `names`, all where there are no names."""
+        known = {instance.name: instance for instance in self.config.instances}
+        wanted = list(dict.fromkeys(names)) or list(known)
+        for name in wanted:
+            if name not in known:
+                raise OperatorError(
+                    f"{self.path} has no instance {name!r}", hint=f"it has: {', '.join(known)}"
+                )
+        return [known[name] for name in wanted]
+
+
+def default_path() -> Path:
+    """Return where the config is looked for when no `--config` is given."""
+    if SYSTEM_CONFIG.exists():
+        return SYSTEM_CONFIG
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    user_config = Path(home) / "vl-borg-hooks" / "config.yaml"
+    return user_config if user_config.exists() else SYSTEM_CONFIG
+
+
+def load(path: Path) -> LoadedConfig:
+    """Read and validate the config file `path`; raises OperatorError, mostly ConfigError."""
+    data, lines = _parse(path, _read(path))
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(
+            [
+                describe(path, lines, _location(problem["loc"]), _explain(problem, data))
+                for problem in error.errors()
+            ]
+        ) from None
+    problems = [
+        describe(path, lines, location, message) for location, message in _conflicts(config)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return LoadedConfig(path, config, lines)
+
+
+def describe(path: Path, lines: Mapping[Location, int], location: Location, message: str) -> str:
+    """Return `FILE:LINE: key: message`, with the line of the nearest key that has one."""
+    nearest = location
+    while nearest and nearest not in lines:
+        nearest = nearest[:-1]
+    line = f":{lines[nearest]}" if nearest in lines else ""
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return f"{path}{line}: {key.lstrip('.')}: {message}" if key else f"{path}{line}: {message}"
+
+
+def _read(path: Path) -> str:
+    """Return the text of the config; refuses one that others could have written."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            _refuse_others(path, os.fstat(file.fileno()))
+            _refuse_others(path.resolve().parent, path.resolve().parent.stat())
+            text = file.read(LARGEST_CONFIG + 1)
+    except FileNotFoundError:
+        raise OperatorError(
+            f"there is no config file {path}",
+            hint=f"run: vl-borg-hooks config generate --destination {path}",
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError([f"{path}: is no UTF-8 text"]) from None
+    except OSError as error:
+        raise OperatorError(f"could not read {path}: {error.strerror}") from None
+    if len(text) > LARGEST_CONFIG:
+        raise ConfigError([f"{path}: is larger than {LARGEST_CONFIG} bytes"])
+    return text
+
+
+def _refuse_others(path: Path, status: os.stat_result) -> None:
+    """Raise where others than root and we can write `path`: it names commands that we run."""
+    sticky_directory = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+    if status.st_uid not in (0, os.geteuid()):
+        raise OperatorError(
+            f"{path} belongs to another user (id {status.st_uid}), who could change what we run",
+            hint=f"run: chown root {path}",
+        )
+    if status.st_mode & 0o022 and not sticky_directory:
+        raise OperatorError(
+            f"{path} can be written by others, who could change what we run",
+            hint=f"run: chmod go-w {path}",
+        )
+
+
+def _parse(path: Path, text: str) -> tuple[object, dict[Location, int]]:
+    """Return the plain data of YAML `text` and the line of each key in it."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        tree = YAML(typ="rt", pure=True).load(text)
+        lines: dict[Location, int] = {}
+        return _plain(tree, (), lines), lines
+    except MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError([f"{path}{line}: is no valid YAML: {error.problem}"]) from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError([f"{path}: is no valid YAML: {str(error).splitlines()[0]}"]) from None
+
+
+def _plain(node: Any, location: Location, lines: dict[Location, int]) -> object:
+    """Return ruamel's `node` as plain dicts, lists and scalars, noting the line of each key."""
+    if isinstance(node, Mapping):
+        plain: dict[object, object] = {}
+        for key, value in node.items():
+            here = (*location, str(key))
+            position = node.lc.data.get(key) if hasattr(node, "lc") and node.lc.data else None
+            if position:
+                lines[here] = position[0] + 1
+            plain[str(key)] = _plain(value, here, lines)
+        return plain
+    if isinstance(node, list):
+        items: list[object] = []
+        for index, value in enumerate(node):
+            here = (*location, index)
+            position = node.lc.data.get(index) if hasattr(node, "lc") and node.lc.data else None
+            if position:
+                lines[here] = position[0] + 1
+            items.append(_plain(value, here, lines))
+        return items
+    for scalar in (bool, int, float, str):
+        if isinstance(node, scalar):
+            return scalar(node)
+    return node
+
+
+def _location(parts: tuple[str | int, ...]) -> Location:
+    return tuple(parts)
+
+
+def _explain(problem: Any, data: object) -> str:
+    """Return pydantic's `problem` in the words of an operator."""
+    if problem["type"] == "extra_forbidden":
+        key = str(problem["loc"][-1])
+        valid = _valid_keys(problem["loc"][:-1])
+        nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0)
+        return f"unknown key; the nearest valid key is {nearest[0]}"
+    if problem["type"] == "missing":
+        return "is missing"
+    message: str = problem["msg"]
+    return message.removeprefix("Value error, ").replace("Input should be", "should be")
+
+
+def _valid_keys(location: Location) -> list[str]:
+    """Return the keys that the mapping at `location` may have."""
+    model: type[BaseModel] = Config
+    if location[:1] == ("instances",):
+        model = RestoreOptions if location[-1] == "restore" else Instance
+    return list(model.model_fields)
+
+
+def _conflicts(config: Config) -> Iterable[tuple[Location, str]]:
+    """Yield what is wrong between the parts of a config that are each valid."""
+    names: set[str] = set()
+    taken: list[tuple[str, str]] = [(str(config.state_directory), "the state path")]
+    for index, instance in enumerate(config.instances):
+        here: Location = ("instances", index)
+        if instance.name in names:
+            yield (*here, "name"), f"there are two instances called {instance.name}"
+        names.add(instance.name)
+        if len(instance.service) != 1:
+            yield (
+                (*here, "service"),
+                "should name one service manager, such as systemd: victorialogs.service",
+            )
+        paths = [("staging_path", instance.staging_path)]
+        if isinstance(instance.host, LocalHost):
+            paths.append(("data_path", instance.data_path))
+        for key, path in paths:
+            for other, whose in taken:
+                if _overlap(path, other):
+                    yield (*here, key), f"{path} overlaps {whose} {other}"
+            taken.append((path, f"the {key} of {instance.name}"))
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Tell whether one path is the other or lies in it, links resolved as far as they exist."""
+    first, second = (Path(os.path.realpath(path)) for path in (one, other))
+    return first == second or first in second.parents or second in first.parents

@@ -1,0 +1,91 @@
+"""What a run works on: the objects that hooks are called with."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vl_borg_hooks.hosts import Host
+from vl_borg_hooks.services import ServiceManager, State
+from vl_borg_hooks.staging import StagingCopy
+from vl_borg_hooks.victorialogs.http import Client
+from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
+
+if TYPE_CHECKING:
+    from vl_borg_hooks.config import Instance
+    from vl_borg_hooks.transfer import PassResult
+    from vl_borg_hooks.transfer.progress import Reporter
+
+
+@dataclass(kw_only=True)
+class Target:
+    """One instance, its host and its service manager, as a run found them."""
+
+    instance: Instance
+    host: Host
+    service: ServiceManager
+    reporter: Reporter
+    # The file that the instance was read from, for the guard to read again.
+    config_path: Path
+    found: State = State.STOPPED
+    # time.monotonic() of the stop command; None before it.
+    stopped_at: float | None = None
+    # Seconds from the stop command to healthy again; None until that was measured.
+    downtime: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The instance's name."""
+        return self.instance.name
+
+    @property
+    def data_directory(self) -> str:
+        """The data path as a path on `host`."""
+        return self.instance.data_directory
+
+    @property
+    def client(self) -> Client | None:
+        """VictoriaLogs over HTTP, None where the config has no `url`."""
+        return Client(self.instance.url) if self.instance.url else None
+
+    @property
+    def working_directory(self) -> str:
+        """Our own directory on the data's filesystem, on `host`."""
+        return f"{self.data_directory}/{WORKING_DIRECTORY}"
+
+
+@dataclass(kw_only=True)
+class Backup(Target):
+    """The backup of one instance."""
+
+    staging: StagingCopy
+    warm: PassResult | None = None
+    final: PassResult | None = None
+
+    def remaining_downtime(self) -> float | None:
+        """Return how many seconds of `max_downtime` are left, None outside the stop window."""
+        if self.stopped_at is None:
+            return None
+        passed = time.monotonic() - self.stopped_at
+        return max(self.instance.max_downtime - passed, 0.001)
+
+
+@dataclass(kw_only=True)
+class Restore(Target):
+    """The restore of one instance from `copy`, a staging or extracted copy."""
+
+    copy: StagingCopy
+    start_if_stopped: bool = False
+    placed: PassResult | None = None
+
+    @property
+    def incoming(self) -> str:
+        """Where the copy is put, on `host`, until VictoriaLogs is stopped."""
+        return f"{self.working_directory}/incoming"
+
+    @property
+    def replaced(self) -> str:
+        """Where the data that the copy replaces is kept, on `host`, until the proof is there."""
+        return f"{self.working_directory}/replaced"

@@ -1,0 +1,174 @@
+"""Stopping VictoriaLogs and bringing it back: the stop window."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from pluggy import HookRelay
+
+from vl_borg_hooks import guard, signals
+from vl_borg_hooks.context import Target
+from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.plugins import hookimpl
+from vl_borg_hooks.services import State
+from vl_borg_hooks.state import InstanceState, Journal
+from vl_borg_hooks.victorialogs import lock
+
+POLL_SECONDS = 0.01
+# A start that was refused or died at once is tried again this often, until start_timeout is over.
+RETRY_SECONDS = 2
+
+
+class StartFailed(OperatorError):
+    """VictoriaLogs is down and could not be started: the worst there is."""
+
+
+@hookimpl
+def stop_service(target: Target) -> bool:
+    """Ask the service manager of the config."""
+    target.service.stop()
+    return True
+
+
+@hookimpl
+def start_service(target: Target) -> bool:
+    """Ask the service manager of the config."""
+    target.service.start()
+    return True
+
+
+@hookimpl
+def is_healthy(target: Target) -> bool:
+    """Ask `/health` where there is a `url`, else whether a server holds the data's lock."""
+    if target.client:
+        return target.client.is_healthy()
+    return lock.is_held(target.host, target.data_directory)
+
+
+@contextlib.contextmanager
+def stop_window(
+    hook: HookRelay, target: Target, state: InstanceState, command: str, *, settle: bool = True
+) -> Iterator[None]:
+    """Have VictoriaLogs stopped, its data directory locked, and running again afterwards.
+
+    With `settle`, nothing is owed any more once it runs again; otherwise the caller says so.
+    Raises OperatorError where it doesn't stop in `stop_timeout` seconds, or doesn't come back; it
+    was brought back in the first case, and the second is a StartFailed.
+    """
+    hook.before_stop(target=target)
+    try:
+        guard.arm(target)
+        state.note(Journal(command, found_running=True))
+        try:
+            target.stopped_at = time.monotonic()
+            hook.stop_service(target=target)
+            with locked(target):
+                yield
+        finally:
+            with signals.held_back():
+                bring_back(hook, target)
+                if settle:
+                    state.clear_journal()
+    finally:
+        hook.after_start(target=target)
+
+
+@contextlib.contextmanager
+def locked(target: Target) -> Iterator[None]:
+    """Hold the lock of the data directory of a VictoriaLogs that was told to stop."""
+    wait = target.instance.stop_timeout
+    try:
+        with lock.hold(target.host, target.data_directory, wait=wait):
+            yield
+    except lock.LockHeld as error:
+        raise OperatorError(
+            f"VictoriaLogs did not stop within {wait:g} seconds: {error.what}",
+            hint="raise stop_timeout, or find out what it waits for",
+        ) from None
+
+
+def bring_back(hook: HookRelay, target: Target) -> None:
+    """Start VictoriaLogs and wait until it is healthy; raises StartFailed."""
+    started = time.monotonic()
+    deadline = started + target.instance.start_timeout
+    complaint = ""
+    while True:
+        try:
+            hook.start_service(target=target)
+        except OperatorError as error:
+            complaint = str(error)
+            target.reporter.say(f"start refused, trying again: {complaint}")
+        if _becomes_healthy(hook, target, min(deadline, time.monotonic() + RETRY_SECONDS)):
+            break
+        if time.monotonic() >= deadline:
+            raise _start_failed(target, complaint)
+    if target.stopped_at is not None:
+        target.downtime = time.monotonic() - target.stopped_at
+
+
+def _becomes_healthy(hook: HookRelay, target: Target, deadline: float) -> bool:
+    while True:
+        with contextlib.suppress(OperatorError):
+            if hook.is_healthy(target=target):
+                return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+
+
+def _start_failed(target: Target, complaint: str) -> StartFailed:
+    words = complaint
+    with contextlib.suppress(OperatorError):
+        words = target.service.last_words() or complaint
+    failure = StartFailed(
+        f"VictoriaLogs did not come back within {target.instance.start_timeout:g} seconds: {words}",
+        hint=f"run: {target.service.start_command()}",
+    )
+    failure.state = "VICTORIALOGS IS DOWN"
+    return failure
+
+
+def find_state(target: Target) -> State:
+    """Return whether VictoriaLogs runs, by its service manager and by the lock, which must agree.
+
+    Raises OperatorError where they don't: stopping that service would not stop that server.
+    """
+    state = target.service.state()
+    held = lock.is_held(target.host, target.data_directory)
+    if state is State.RUNNING and not held and not _comes_up(target):
+        raise OperatorError(
+            f"{target.service.description} runs, but no process holds the lock of "
+            f"{target.data_directory} on {target.host.name}",
+            hint="is data_path what its -storageDataPath says?",
+        )
+    if state is State.STOPPED and held:
+        raise OperatorError(
+            f"{target.service.description} is stopped, but a process holds the lock of "
+            f"{target.data_directory} on {target.host.name}",
+            hint="name under service: what really runs VictoriaLogs",
+        )
+    return state
+
+
+def _comes_up(target: Target) -> bool:
+    """Tell whether a server that was only just started takes its lock within a few seconds."""
+    deadline = time.monotonic() + RETRY_SECONDS
+    while time.monotonic() < deadline:
+        if lock.is_held(target.host, target.data_directory):
+            return True
+        time.sleep(POLL_SECONDS)
+    return False
+
+
+def describe_state(target: Target) -> str:
+    """Return in which state VictoriaLogs is now, for an error; never raises."""
+    try:
+        running = lock.is_held(target.host, target.data_directory)
+    except OperatorError:
+        return "the state of VictoriaLogs is unknown"
+    if running:
+        return "VictoriaLogs is running"
+    as_found = " as it was found" if target.found is State.STOPPED else ""
+    return f"VictoriaLogs is stopped{as_found}"

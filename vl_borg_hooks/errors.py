@@ -1,0 +1,48 @@
+"""Failures that an operator is told about: one line, no traceback."""
+
+
+class OperatorError(Exception):
+    """An expected failure.
+
+    `what` says what failed and on what, `hint` what to do about it. Whoever knows in which state
+    VictoriaLogs is now adds `state`; the command line prints the three as one line.
+    """
+
+    exit_status = 1
+
+    def __init__(self, what: str, *, hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+        self.instance = ""
+        self.state = ""
+
+    def __str__(self) -> str:
+        """One line: instance, what, the state of VictoriaLogs, what to do."""
+        text = "; ".join(part for part in (self.what, self.state, self.hint) if part)
+        line = f"{self.instance}: {text}" if self.instance else text
+        return printable(line)
+
+
+class Busy(OperatorError):
+    """Another run holds what this one needs; borgmatic skips softly on this exit status."""
+
+    exit_status = 75
+
+
+class CommandFailed(OperatorError):
+    """An external command could not be run, or ended with a status that means failure."""
+
+
+class InvalidCopy(OperatorError):
+    """A staging or extracted copy that is damaged, incomplete or not one of ours."""
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line: control characters and undecodable bytes become escapes."""
+    return "".join(
+        character
+        if character.isprintable()
+        else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for character in text
+    )

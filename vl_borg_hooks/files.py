@@ -1,0 +1,93 @@
+"""Small files, read without trusting them and written so that a crash leaves old or new, whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from pathlib import Path
+
+from vl_borg_hooks.errors import InvalidCopy, OperatorError
+
+
+def read_json(path: Path, largest: int) -> object:
+    """Return what the JSON file `path` holds, of at most `largest` bytes.
+
+    Follows no link and waits for no FIFO. Raises InvalidCopy for all that can be wrong with it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise InvalidCopy(f"{path}: can't be read: {error.strerror}") from None
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise InvalidCopy(f"{path}: is no regular file")
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise InvalidCopy(f"{path}: is larger than {largest} bytes")
+    try:
+        parsed: object = json.loads(content)
+    except (ValueError, RecursionError):
+        raise InvalidCopy(f"{path}: is no valid JSON") from None
+    return parsed
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, readable by us only, by rename, and have it on disk on return.
+
+    Raises OperatorError; `path` is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        with open(temporary, "wb", opener=private) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OperatorError(f"could not write {path}: {error.strerror}") from None
+
+
+def remove(path: Path) -> None:
+    """Remove the file `path` for good, also after a power loss; no error where it is missing."""
+    try:
+        path.unlink()
+        sync_directory(path.parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OperatorError(f"could not remove {path}: {error.strerror}") from None
+
+
+def private_directory(path: Path) -> None:
+    """Create directory `path` where it is missing, for us only.
+
+    Raises OperatorError where it can't be, or where others than root and we could write to it.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+    except OSError as error:
+        raise OperatorError(f"could not create {path}: {error.strerror}") from None
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+        raise OperatorError(
+            f"{path} can be written by others", hint=f"run: chown root {path}; chmod 700 {path}"
+        )
+
+
+def private(path: str, flags: int) -> int:
+    """Open for `open(..., opener=private)`: a new file is for us only, and a link is not followed."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in directory `path` on disk on return."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,252 @@
+"""The order of things: backup, release, recovery. What each step does is in its plugin."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pluggy import HookRelay
+from pydantic import ValidationError
+
+from vl_borg_hooks import control, plugins
+from vl_borg_hooks.borgmatic import calling_process
+from vl_borg_hooks.context import Backup, Target
+from vl_borg_hooks.errors import Busy, OperatorError
+from vl_borg_hooks.hosts import Host, LocalHost, SshHost
+from vl_borg_hooks.services import ServiceManager, State
+from vl_borg_hooks.staging import StagingCopy
+from vl_borg_hooks.state import InstanceState
+from vl_borg_hooks.swap import Swap
+from vl_borg_hooks.transfer import rsync
+from vl_borg_hooks.transfer.progress import Reporter, human_bytes
+from vl_borg_hooks.victorialogs import lock
+from vl_borg_hooks.victorialogs.layout import PARTITIONS
+
+if TYPE_CHECKING:
+    from vl_borg_hooks.config import Instance, LoadedConfig
+
+Say = Callable[[str], None]
+
+
+def back_up(
+    loaded: LoadedConfig, instances: Sequence[Instance], say: Say, *, dry_run: bool
+) -> None:
+    """Make and publish a staging copy of each of `instances`, for the borgmatic that runs us.
+
+    Raises Busy where another run or another borgmatic has one of them, OperatorError for all else;
+    nothing that this run published is leased then.
+    """
+    hook = plugins.manager().hook
+    holder = calling_process()
+    backups = [
+        Backup(
+            **target_fields(loaded, instance, say),
+            staging=StagingCopy(Path(instance.staging_path)),
+        )
+        for instance in instances
+    ]
+    with contextlib.ExitStack() as stack:
+        states = [stack.enter_context(run(loaded, backup, "before-create")) for backup in backups]
+        for backup, state in zip(backups, states, strict=True):
+            _refuse_leased(backup, state, holder.pid)
+            with explained(backup):
+                if not dry_run:
+                    recover(hook, backup, state)
+                check_ready(backup)
+                hook.before_backup(backup=backup)
+        if dry_run:
+            for backup in backups:
+                backup.reporter.say(f"ready: VictoriaLogs is {backup.found.value}")
+            return
+        try:
+            for backup, state in zip(backups, states, strict=True):
+                _back_up_one(hook, backup, state)
+            for state in states:
+                state.take_lease(holder)
+        except BaseException:
+            for backup in backups:
+                # Half of the instances is no backup: borgmatic won't archive, so nothing may.
+                backup.staging.unpublish()
+            raise
+
+
+def _back_up_one(hook: HookRelay, backup: Backup, state: InstanceState) -> None:
+    error: BaseException | None = None
+    try:
+        with explained(backup):
+            backup.staging.create()
+            backup.staging.unpublish()
+            _copy(hook, backup, state)
+            manifest = hook.publish(backup=backup)
+        backup.reporter.say(
+            f"published: {manifest.rows} rows, {manifest.files} files, "
+            f"{human_bytes(manifest.bytes)}; {_downtime(backup)}"
+        )
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        hook.after_backup(backup=backup, error=error)
+
+
+def _copy(hook: HookRelay, backup: Backup, state: InstanceState) -> None:
+    """Bring the staging copy up to date, in two passes around a stop or in one where stopped."""
+    if backup.found is State.STOPPED:
+        lock.ensure_file(backup.host, backup.data_directory)
+        with lock.hold(backup.host, backup.data_directory):
+            backup.final = hook.final_pass(backup=backup)
+        return
+    backup.warm = hook.warm_pass(backup=backup)
+    backup.reporter.say(f"warm pass: {describe_pass(backup.warm)}")
+    with control.stop_window(hook, backup, state, "before-create"):
+        backup.final = hook.final_pass(backup=backup)
+    backup.reporter.say(f"final pass: {describe_pass(backup.final)}")
+
+
+def describe_pass(result: Any) -> str:
+    """Return what a pass did, in words."""
+    return f"{result.files} files, {human_bytes(result.bytes)} in {result.seconds:.2f} s"
+
+
+def _downtime(target: Target) -> str:
+    if target.downtime is None:
+        return "VictoriaLogs was found stopped and stays stopped"
+    return f"VictoriaLogs was away for {target.downtime:.2f} s"
+
+
+def release(loaded: LoadedConfig, instances: Sequence[Instance], say: Say) -> None:
+    """Give back the leases that the borgmatic which runs us has; safe at any time, any number."""
+    holder = calling_process()
+    for instance in instances:
+        state = InstanceState(loaded.config.state_directory, instance.name)
+        lease = state.lease_holder()
+        # The lease of another living borgmatic isn't ours to give back: it still archives.
+        if lease is None or lease.pid == holder.pid:
+            state.release_lease()
+        else:
+            say(f"{instance.name}: {lease} keeps its lease")
+
+
+def recover_all(
+    loaded: LoadedConfig, instances: Sequence[Instance], say: Say, *, wait: bool
+) -> None:
+    """Finish what a killed run left of `instances`; with `wait`, once the run that is on has ended.
+
+    Without `wait` a run that is on is no error: it finishes by itself.
+    """
+    hook = plugins.manager().hook
+    for instance in instances:
+        target = Target(**target_fields(loaded, instance, say))
+        state = InstanceState(loaded.config.state_directory, instance.name)
+        try:
+            with state.run_lock("recover", wait=None if wait else 0), explained(target):
+                if not recover(hook, target, state):
+                    target.reporter.say("nothing to recover")
+        except Busy as busy:
+            say(f"{busy}: nothing to recover")
+
+
+def recover(hook: HookRelay, target: Target, state: InstanceState) -> bool:
+    """Bring VictoriaLogs back to the state that a killed run found it in; tell if there was one.
+
+    The caller holds the run lock, so the run that wrote the journal has ended.
+    """
+    journal = state.journal()
+    if journal is None:
+        return False
+    target.reporter.say(f"a {journal.command} was killed: bringing VictoriaLogs back")
+    if journal.swapped is not None:
+        if target.service.state() is State.RUNNING:
+            target.service.stop()
+        with control.locked(target):
+            Swap(target.host, target.data_directory, journal.swapped).undo()
+    if journal.found_running:
+        control.bring_back(hook, target)
+    Swap(target.host, target.data_directory).clean_up()
+    state.clear_journal()
+    target.reporter.say(f"VictoriaLogs is {target.service.state().value} again, as it was found")
+    return True
+
+
+def check_ready(target: Target) -> None:
+    """Find out whether a backup can succeed, before anything is touched; sets `target.found`.
+
+    Raises OperatorError for whatever is missing.
+    """
+    rsync.check_version(LocalHost())
+    if isinstance(target.host, SshHost):
+        rsync.check_version(target.host)
+        target.host.run(["flock", "--version"])
+    if not target.host.is_directory(f"{target.data_directory}/{PARTITIONS}"):
+        raise OperatorError(
+            f"{target.instance.data_path} is no VictoriaLogs data directory: "
+            f"it has no {PARTITIONS} directory",
+            hint="data_path should be what -storageDataPath of VictoriaLogs says",
+        )
+    target.found = control.find_state(target)
+
+
+@contextlib.contextmanager
+def run(loaded: LoadedConfig, target: Target, command: str) -> Iterator[InstanceState]:
+    """Be the only run on `target`'s instance and yield its state; raises Busy."""
+    state = InstanceState(loaded.config.state_directory, target.name)
+    try:
+        with state.run_lock(command):
+            yield state
+    except Busy as busy:
+        busy.instance = busy.instance or target.name
+        raise
+
+
+def _refuse_leased(backup: Backup, state: InstanceState, own_pid: int) -> None:
+    """Raise Busy where another living borgmatic still archives the staging copy."""
+    lease = state.lease_holder()
+    if lease and lease.pid != own_pid:
+        busy = Busy(
+            f"the staging copy {backup.staging.path} is still being archived by {lease}",
+            hint="wait until it has ended",
+        )
+        busy.instance = backup.name
+        raise busy
+
+
+@contextlib.contextmanager
+def explained(target: Target) -> Iterator[None]:
+    """Add instance and state of VictoriaLogs to any failure in this block."""
+    try:
+        yield
+    except OperatorError as error:
+        error.instance = error.instance or target.name
+        error.state = error.state or control.describe_state(target)
+        raise
+
+
+def target_fields(loaded: LoadedConfig, instance: Instance, say: Say) -> dict[str, Any]:
+    """Return the fields that every Target of `instance` has; raises ConfigError."""
+    host = instance.host
+    return {
+        "instance": instance,
+        "host": host,
+        "service": _service(loaded, instance, host),
+        "reporter": Reporter(instance.name, say=say),
+        "config_path": loaded.path.absolute(),
+    }
+
+
+def _service(loaded: LoadedConfig, instance: Instance, host: Host) -> ServiceManager:
+    """Return the service manager that the config names for `instance`."""
+    index = loaded.config.instances.index(instance)
+    ((kind, options),) = instance.service.items()
+    location = ("instances", index, "service", kind)
+    factories = plugins.service_factories()
+    if kind not in factories:
+        raise loaded.error(
+            location, f"is no service manager; there are: {', '.join(sorted(factories))}"
+        )
+    try:
+        return factories[kind](options, host)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise loaded.error((*location, *problem["loc"]), problem["msg"]) from None

@@ -1,0 +1,61 @@
+"""The last step of a backup: prove that the staging copy is consistent, and say so."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from vl_borg_hooks import verify
+from vl_borg_hooks.context import Backup
+from vl_borg_hooks.errors import InvalidCopy, OperatorError
+from vl_borg_hooks.hosts import LocalHost
+from vl_borg_hooks.plugins import hookimpl
+from vl_borg_hooks.staging import Manifest
+from vl_borg_hooks.victorialogs import parts
+from vl_borg_hooks.victorialogs.layout import PARTITIONS
+
+
+@hookimpl(specname="publish")
+def publish_copy(backup: Backup) -> Manifest:
+    """Check the staging copy by VictoriaLogs' own metadata and write its manifest."""
+    staging = backup.staging
+    if backup.final is None:
+        raise AssertionError("publish comes after the final pass")
+    # A server that was killed leaves parts that don't count and that it removes when it starts.
+    for stray in list(parts.stray_parts(staging.data)):
+        backup.reporter.say(f"left out {stray}: VictoriaLogs does not count it")
+        LocalHost().remove_tree(str(stray))
+    problems: list[str] = []
+    partitions = verify.partitions(staging.data, problems)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise InvalidCopy(
+            f"the staging copy is not consistent: {problems[0]}{more}",
+            hint="run it again; if this stays, the data directory itself is damaged",
+        )
+    totals = staging.write_inventory()
+    owner = backup.host.owner(f"{backup.data_directory}/{PARTITIONS}")
+    manifest = Manifest(
+        instance=backup.name,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        data_path=backup.instance.data_path,
+        victorialogs_version=_server_version(backup),
+        owner=(owner.user, owner.group) if owner else None,
+        rows=sum(partition.rows for partition in partitions),
+        files=totals.files,
+        bytes=totals.bytes,
+        partitions=partitions,
+        warm_seconds=backup.warm.seconds if backup.warm else None,
+        final_seconds=backup.final.seconds,
+        downtime_seconds=backup.downtime,
+        inventory_sha256=totals.sha256,
+    )
+    staging.publish(manifest)
+    return manifest
+
+
+def _server_version(backup: Backup) -> str:
+    """Return what the server says its version is; a copy is no worse for not knowing."""
+    try:
+        return backup.client.version() if backup.client else ""
+    except OperatorError:
+        return ""

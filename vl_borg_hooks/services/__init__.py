@@ -1,0 +1,59 @@
+"""Service managers: what starts and stops VictoriaLogs. One module each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from enum import Enum
+from typing import TypeAlias
+
+from vl_borg_hooks.hosts import Host, Owner
+
+
+class State(Enum):
+    """What the service manager says of VictoriaLogs."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+
+
+class ServiceManager(ABC):
+    """Starts and stops one VictoriaLogs.
+
+    Every method may raise OperatorError. None of them waits for VictoriaLogs: the lock of the data
+    directory tells when it has stopped, `/health` when it serves again.
+    """
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """What is started and stopped, for messages: `systemd unit victorialogs.service`."""
+
+    @abstractmethod
+    def state(self) -> State:
+        """Return the state now; waits out a start or stop that is under way."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ask VictoriaLogs to stop cleanly (SIGTERM or SIGINT: SIGKILL would lose rows)."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Ask for VictoriaLogs to be started; no error where it runs already."""
+
+    def last_words(self) -> str:
+        """Return what the manager last said about VictoriaLogs, one line, for a failed start."""
+        return ""
+
+    def owner(self) -> Owner | None:
+        """Return whom VictoriaLogs runs as, None where the manager can't tell."""
+        return None
+
+    def start_command(self) -> str:
+        """Return what an operator types to start VictoriaLogs, for messages."""
+        return f"start {self.description}"
+
+
+# Makes a service manager from the value under its name in the config and the host of the data path;
+# raises ConfigError for options that it doesn't take.
+ServiceFactory: TypeAlias = Callable[[object, Host], ServiceManager]

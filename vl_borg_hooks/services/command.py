@@ -1,0 +1,76 @@
+"""Any other way to run VictoriaLogs: `service: {command: {stop: [...], start: [...], status: [...]}}`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vl_borg_hooks.hosts import Host
+from vl_borg_hooks.plugins import hookimpl
+from vl_borg_hooks.services import ServiceFactory, ServiceManager, State
+
+Argv = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1, strict=False)]
+
+# LSB and systemctl(1): `status` exits with 0 for running and 3 for stopped; pgrep(1) with 1 for
+# not found. Any other status is a failure to tell, and so never taken for "stopped".
+RUNNING_STATUS = 0
+STOPPED_STATUSES = (1, 3)
+
+
+class CommandOptions(BaseModel):
+    """The options under `command:`: an argument list each, and how long each may take."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    stop: Argv
+    start: Argv
+    status: Argv
+    timeout: float = Field(default=120, gt=0, description="seconds")
+
+
+class Command(ServiceManager):
+    """VictoriaLogs as started and stopped by the operator's own commands on `host`."""
+
+    def __init__(self, options: CommandOptions, host: Host) -> None:
+        self._options = options
+        self._host = host
+
+    @property
+    def description(self) -> str:
+        """`command START`."""
+        return f"command {shlex.join(self._options.start)}"
+
+    def state(self) -> State:
+        """Return what the status command's exit status says."""
+        completed = self._host.run(
+            self._options.status,
+            ok=(RUNNING_STATUS, *STOPPED_STATUSES),
+            timeout=self._options.timeout,
+        )
+        return State.RUNNING if completed.exit_status == RUNNING_STATUS else State.STOPPED
+
+    def stop(self) -> None:
+        """Run the stop command."""
+        self._host.run(self._options.stop, timeout=self._options.timeout)
+
+    def start(self) -> None:
+        """Run the start command, unless VictoriaLogs runs already."""
+        if self.state() is State.STOPPED:
+            self._host.run(self._options.start, timeout=self._options.timeout)
+
+    def start_command(self) -> str:
+        """Return the start command."""
+        return shlex.join(self._options.start)
+
+
+def _from_config(options: object, host: Host) -> ServiceManager:
+    return Command(CommandOptions.model_validate(options), host)
+
+
+@hookimpl
+def service_managers() -> Mapping[str, ServiceFactory]:
+    """`command`."""
+    return {"command": _from_config}

@@ -1,0 +1,123 @@
+"""systemd: `service: {systemd: victorialogs.service}`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vl_borg_hooks.commands import Completed
+from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.hosts import Host, Owner
+from vl_borg_hooks.plugins import hookimpl
+from vl_borg_hooks.services import ServiceFactory, ServiceManager, State
+
+# systemctl talks to systemd over a socket and answers at once, or something is badly wrong.
+ANSWER_SECONDS = 30
+SETTLE_SECONDS = 90
+POLL_SECONDS = 0.05
+
+
+class SystemdOptions(BaseModel):
+    """The options under `systemd:`; a bare string is the unit."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    unit: str = Field(pattern=r"^[A-Za-z0-9:_.@\\-]+$")
+    command_prefix: tuple[str, ...] = ()
+
+
+class Systemd(ServiceManager):
+    """A unit of systemd's system manager on `host`."""
+
+    def __init__(self, options: SystemdOptions, host: Host) -> None:
+        unit = options.unit
+        self.unit = unit if "." in unit else f"{unit}.service"
+        self._host = host
+        self._prefix = options.command_prefix
+
+    @property
+    def description(self) -> str:
+        """`systemd unit NAME`."""
+        return f"systemd unit {self.unit}"
+
+    def state(self) -> State:
+        """Return the state now; waits out a start or stop that is under way."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            properties = self._properties("LoadState", "ActiveState", "SubState")
+            if properties.get("LoadState") != "loaded":
+                raise OperatorError(
+                    f"{self.description} is {properties.get('LoadState') or 'unknown'} "
+                    f"on {self._host.name}",
+                    hint="name the unit of VictoriaLogs under service: systemd:",
+                )
+            active = properties.get("ActiveState", "")
+            # A unit that systemd is about to restart is one that somebody wants to run.
+            restarting = properties.get("SubState", "").startswith("auto-restart")
+            if active in ("active", "reloading") or restarting:
+                return State.RUNNING
+            if active in ("inactive", "failed"):
+                return State.STOPPED
+            if time.monotonic() >= deadline:
+                raise OperatorError(
+                    f"{self.description} has been {active} for {SETTLE_SECONDS} seconds"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def stop(self) -> None:
+        """Ask systemd to stop the unit, without waiting."""
+        self._systemctl("stop", "--no-block", "--", self.unit)
+
+    def start(self) -> None:
+        """Ask systemd to start the unit, without waiting.
+
+        A server that found its lock held may have been restarted by systemd until it gave up;
+        reset-failed makes it forget that, and start is then not refused.
+        """
+        self._systemctl("reset-failed", "--", self.unit, ok=range(256))
+        self._systemctl("start", "--no-block", "--", self.unit)
+
+    def last_words(self) -> str:
+        """Return the unit's result and the last line of its journal."""
+        properties = self._properties("ActiveState", "Result", "ExecMainStatus")
+        said = ", ".join(f"{key}={value}" for key, value in properties.items())
+        journal = self._host.run(
+            ["journalctl", "--quiet", "--no-pager", "--lines=1", "--output=cat", "-u", self.unit],
+            ok=range(256),
+            timeout=ANSWER_SECONDS,
+        )
+        return f"{said} {journal.stdout.strip()}".strip()
+
+    def owner(self) -> Owner | None:
+        """Return the unit's User= and Group=, None where it has none and so runs as root."""
+        properties = self._properties("User", "Group")
+        user = properties.get("User", "")
+        return self._host.user_ids(user, properties.get("Group", "")) if user else None
+
+    def start_command(self) -> str:
+        """`systemctl start NAME`."""
+        return f"systemctl start {self.unit}"
+
+    def _properties(self, *names: str) -> Mapping[str, str]:
+        printed = self._systemctl("show", f"--property={','.join(names)}", "--", self.unit)
+        pairs = (line.partition("=") for line in printed.stdout.splitlines())
+        return {name: value for name, _, value in pairs}
+
+    def _systemctl(self, *arguments: str, ok: range = range(1)) -> Completed:
+        # `show` and friends need no privilege, but one sudoers line for all is easier to get right.
+        argv = [*self._prefix, "systemctl", *arguments]
+        return self._host.run(argv, ok=ok, timeout=ANSWER_SECONDS)
+
+
+def _from_config(options: object, host: Host) -> ServiceManager:
+    if isinstance(options, str):
+        options = {"unit": options}
+    return Systemd(SystemdOptions.model_validate(options), host)
+
+
+@hookimpl
+def service_managers() -> Mapping[str, ServiceFactory]:
+    """`systemd`."""
+    return {"systemd": _from_config}

@@ -1,0 +1,53 @@
+"""Signals that end us, turned into an exception where that is safe and held back where it is not."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+from vl_borg_hooks.errors import OperatorError
+
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Interrupted(OperatorError):
+    """We were told to end."""
+
+
+class _Pending:
+    """Which signal came while signals were held back."""
+
+    depth = 0
+    number: int | None = None
+
+
+def install() -> None:
+    """Have every ending signal raise Interrupted, so that the stop window is left in order."""
+    for number in ENDING:
+        signal.signal(number, _handle)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Let no ending signal interrupt this block; raise Interrupted after it where one came."""
+    _Pending.depth += 1
+    try:
+        yield
+    finally:
+        _Pending.depth -= 1
+    if _Pending.depth == 0 and _Pending.number is not None:
+        number, _Pending.number = _Pending.number, None
+        raise _interrupted(number)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    if _Pending.depth:
+        _Pending.number = number
+        return
+    raise _interrupted(number)
+
+
+def _interrupted(number: int) -> Interrupted:
+    return Interrupted(f"ended by {signal.Signals(number).name}", hint="run it again")

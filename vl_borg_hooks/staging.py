@@ -1,0 +1,256 @@
+"""A copy of a data directory: its mirror, its inventory, and the manifest that publishes it.
+
+A staging copy is a directory with
+
+    data/            the mirror of the data path
+    inventory.jsonl  one line per directory of the mirror: its path and the size of each file
+    manifest.json    written last: from then on the copy may be archived
+
+An extracted copy is the same, come back out of an archive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vl_borg_hooks import __version__, files
+from vl_borg_hooks.errors import InvalidCopy, OperatorError
+
+FORMAT: Literal[1] = 1
+MANIFEST = "manifest.json"
+INVENTORY = "inventory.jsonl"
+DATA = "data"
+# A manifest has a line for each day of logs: a century of days is 4 MB.
+LARGEST_MANIFEST = 16 << 20
+# An inventory line has the files of one directory: a part has some twenty.
+LARGEST_INVENTORY_LINE = 16 << 20
+# VictoriaLogs nests four deep: partitions/YYYYMMDD/datadb/PART.
+DEEPEST = 16
+# Where an extraction may have put a copy below the directory that the operator names.
+SEARCHED_DIRECTORIES = 10_000
+
+
+class Partition(BaseModel):
+    """What one partition of a copy holds. Timestamps are in nanoseconds since 1970."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: str
+    rows: int
+    min_timestamp: int | None
+    max_timestamp: int | None
+
+
+class Manifest(BaseModel):
+    """What a published copy is: where it is from, what it holds, how it was made."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    format: Literal[1] = FORMAT
+    created_by: str = f"vl-borg-hooks {__version__}"
+    instance: str
+    created: str
+    data_path: str
+    victorialogs_version: str
+    owner: tuple[int, int] | None
+    rows: int
+    files: int
+    bytes: int
+    partitions: list[Partition]
+    warm_seconds: float | None
+    final_seconds: float
+    downtime_seconds: float | None
+    inventory_sha256: str
+
+
+@dataclass(frozen=True)
+class Directory:
+    """The files of one directory of a mirror: size in bytes by name. `path` is relative to it."""
+
+    path: str
+    files: dict[str, int]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What both an inventory and a walk are in order of."""
+        return tuple(self.path.split("/")) if self.path else ()
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What an inventory adds up to."""
+
+    files: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class StagingCopy:
+    """A staging or extracted copy at `path`."""
+
+    path: Path
+
+    @property
+    def data(self) -> Path:
+        """The mirror."""
+        return self.path / DATA
+
+    @property
+    def manifest_path(self) -> Path:
+        """The manifest, whose presence publishes the copy."""
+        return self.path / MANIFEST
+
+    @property
+    def inventory_path(self) -> Path:
+        """The inventory."""
+        return self.path / INVENTORY
+
+    def create(self) -> None:
+        """Make the directory where it is missing, for us only; raises OperatorError."""
+        files.private_directory(self.path)
+        files.private_directory(self.data)
+
+    def unpublish(self) -> None:
+        """Withdraw the copy: nothing may be archived from now on; raises OperatorError."""
+        files.remove(self.manifest_path)
+
+    def publish(self, manifest: Manifest) -> None:
+        """Write the manifest: from now on the copy may be archived; raises OperatorError."""
+        content = manifest.model_dump_json(indent=2)
+        files.write_atomically(self.manifest_path, content.encode() + b"\n")
+
+    def manifest(self) -> Manifest:
+        """Return the manifest; raises InvalidCopy."""
+        parsed = files.read_json(self.manifest_path, LARGEST_MANIFEST)
+        version = parsed.get("format") if isinstance(parsed, dict) else None
+        if version != FORMAT:
+            raise InvalidCopy(
+                f"{self.manifest_path}: has format {version!r}, this version reads {FORMAT}",
+                hint="use the version of vl-borg-hooks that its created_by names, or a newer one",
+            )
+        try:
+            # JSON has no tuples: strict Python validation would refuse the list it gives instead.
+            return Manifest.model_validate_json(json.dumps(parsed))
+        except (ValidationError, RecursionError) as error:
+            problem = error.errors()[0] if isinstance(error, ValidationError) else None
+            where = ".".join(map(str, problem["loc"])) if problem else "nesting"
+            raise InvalidCopy(f"{self.manifest_path}: is no manifest: {where} is wrong") from None
+
+    def write_inventory(self) -> Totals:
+        """List all files of the mirror; raises InvalidCopy for what no mirror may hold."""
+        digest = hashlib.sha256()
+        count = size = 0
+        try:
+            with open(self.inventory_path, "wb", opener=files.private) as inventory:
+                for directory in walk(self.data):
+                    line = json.dumps([directory.path, directory.files]).encode() + b"\n"
+                    inventory.write(line)
+                    digest.update(line)
+                    count += len(directory.files)
+                    size += sum(directory.files.values())
+        except OSError as error:
+            raise OperatorError(
+                f"could not write {self.inventory_path}: {error.strerror}"
+            ) from None
+        return Totals(count, size, digest.hexdigest())
+
+    def read_inventory(self, expected_sha256: str) -> Iterator[Directory]:
+        """Yield what the inventory lists; raises InvalidCopy, at the end for a wrong checksum."""
+        digest = hashlib.sha256()
+        try:
+            with open(self.inventory_path, "rb", opener=_no_link) as inventory:
+                if not stat.S_ISREG(os.fstat(inventory.fileno()).st_mode):
+                    raise InvalidCopy(f"{self.inventory_path}: is no regular file")
+                while line := inventory.readline(LARGEST_INVENTORY_LINE):
+                    digest.update(line)
+                    yield self._parse_inventory_line(line)
+        except OSError as error:
+            raise InvalidCopy(f"{self.inventory_path}: can't be read: {error.strerror}") from None
+        if digest.hexdigest() != expected_sha256:
+            raise InvalidCopy(f"{self.inventory_path}: does not match the manifest's checksum")
+
+    def _parse_inventory_line(self, line: bytes) -> Directory:
+        try:
+            path, sizes = json.loads(line)
+        except (ValueError, TypeError, RecursionError):
+            raise InvalidCopy(f"{self.inventory_path}: has a line that is no entry") from None
+        if not (
+            isinstance(path, str)
+            and isinstance(sizes, dict)
+            and all(type(size) is int and size >= 0 for size in sizes.values())
+        ):
+            raise InvalidCopy(f"{self.inventory_path}: has a line that is no entry")
+        return Directory(path, sizes)
+
+
+def walk(root: Path) -> Iterator[Directory]:
+    """Yield every directory below `root` and itself, in a fixed order, following no link.
+
+    Raises InvalidCopy for links, devices, FIFOs and sockets, and for a tree deeper than any of
+    VictoriaLogs'.
+    """
+    pending = [""]
+    while pending:
+        path = pending.pop()
+        if path.count("/") >= DEEPEST:
+            raise InvalidCopy(f"{root / path}: is nested deeper than {DEEPEST} directories")
+        sizes: dict[str, int] = {}
+        children: list[str] = []
+        try:
+            with os.scandir(root / path) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(status.st_mode):
+                        children.append(f"{path}/{entry.name}" if path else entry.name)
+                    elif stat.S_ISREG(status.st_mode):
+                        sizes[entry.name] = status.st_size
+                    else:
+                        raise InvalidCopy(f"{root / path / entry.name}: is no file or directory")
+        except OSError as error:
+            raise InvalidCopy(f"{root / path}: can't be read: {error.strerror}") from None
+        yield Directory(path, sizes)
+        pending += reversed(children)
+
+
+def find_copies(root: Path) -> list[StagingCopy]:
+    """Return the copies at or below `root`, wherever an extraction has put them.
+
+    Raises InvalidCopy where there is none.
+    """
+    found: list[StagingCopy] = []
+    pending = [root]
+    for _ in range(SEARCHED_DIRECTORIES):
+        if not pending:
+            break
+        directory = pending.pop()
+        try:
+            with os.scandir(directory) as entries:
+                kinds = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+        except OSError as error:
+            if directory == root:
+                raise InvalidCopy(f"{root}: can't be read: {error.strerror}") from None
+            continue
+        if MANIFEST in kinds and kinds.get(DATA):
+            found.append(StagingCopy(directory))
+        else:
+            pending += [directory / name for name, is_directory in kinds.items() if is_directory]
+    if not found:
+        raise InvalidCopy(
+            f"{root}: holds no staging copy: no {MANIFEST} beside a {DATA} directory",
+            hint="name the directory that borgmatic extract wrote to",
+        )
+    return found
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

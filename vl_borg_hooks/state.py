@@ -1,0 +1,186 @@
+"""What a run leaves for the next one: its lock, the journal of the stop window, the lease.
+
+All of it is in `state_path`, one directory per instance, outside of what Borg archives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from vl_borg_hooks import files
+from vl_borg_hooks.errors import Busy, InvalidCopy, OperatorError
+
+LARGEST_STATE_FILE = 1 << 20
+POLL_SECONDS = 0.05
+# The guard of the run before looks at the journal for a moment when that run ends.
+LOCK_WAIT_SECONDS = 3
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds something, told apart from a later one with the same id."""
+
+    pid: int
+    created: float
+    command: str
+    since: str
+
+    @classmethod
+    def of(cls, pid: int, command: str) -> Holder:
+        """Return process `pid` as a holder since now; raises OperatorError where it has ended."""
+        import psutil
+
+        try:
+            created = psutil.Process(pid).create_time()
+        except psutil.Error:
+            raise OperatorError(f"process {pid} has ended") from None
+        return cls(pid, created, command, datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    def is_alive(self) -> bool:
+        """Tell whether that very process still runs."""
+        import psutil
+
+        try:
+            process = psutil.Process(self.pid)
+            return (
+                # psutil's clock arithmetic may differ in the last digits between two processes.
+                abs(process.create_time() - self.created) < 1
+                and process.status() != psutil.STATUS_ZOMBIE
+            )
+        except psutil.Error:
+            return False
+
+    def __str__(self) -> str:
+        """`COMMAND (pid N, since TIME)`."""
+        return f"{self.command} (pid {self.pid}, since {self.since})"
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What a run has begun and owes the end of.
+
+    `command` began it; VictoriaLogs was found running or not; `swapped` are the names that a
+    restore puts in the data directory, None where it is not at that yet or has proved the result.
+    """
+
+    command: str
+    found_running: bool
+    swapped: list[str] | None = None
+
+
+class InstanceState:
+    """The state directory of one instance."""
+
+    def __init__(self, state_directory: Path, name: str) -> None:
+        files.private_directory(state_directory)
+        self.directory = state_directory / name
+        files.private_directory(self.directory)
+
+    @contextlib.contextmanager
+    def run_lock(self, command: str, *, wait: float | None = LOCK_WAIT_SECONDS) -> Iterator[None]:
+        """Be the only run on this instance; the kernel frees it however we end.
+
+        Waits up to `wait` seconds, without limit for None. Raises Busy, naming the holder.
+        """
+        path = self.directory / "run.lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise OperatorError(f"could not open {path}: {error.strerror}") from None
+        try:
+            self._take(descriptor, wait)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(asdict(Holder.of(os.getpid(), command))).encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _take(self, descriptor: int, wait: float | None) -> None:
+        if wait is None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            return
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    holder = _parse_holder(os.pread(descriptor, LARGEST_STATE_FILE, 0))
+                    raise Busy(
+                        f"another run holds this instance: {holder or 'unknown'}",
+                        hint="wait until it has ended",
+                    ) from None
+                time.sleep(POLL_SECONDS)
+
+    @property
+    def _journal(self) -> Path:
+        return self.directory / "journal.json"
+
+    def note(self, journal: Journal) -> None:
+        """Write `journal` down for good, before what it tells of is begun."""
+        files.write_atomically(self._journal, json.dumps(asdict(journal)).encode())
+
+    def journal(self) -> Journal | None:
+        """Return what a run left undone, None where it left nothing; raises InvalidCopy.
+
+        Only the run that holds the lock may ask: for others a run may be in its stop window.
+        """
+        if not self._journal.exists():
+            return None
+        fields = files.read_json(self._journal, LARGEST_STATE_FILE)
+        try:
+            return TypeAdapter(Journal).validate_python(fields)
+        except ValidationError:
+            raise InvalidCopy(
+                f"{self._journal}: is no journal",
+                hint="see that VictoriaLogs runs, then remove that file",
+            ) from None
+
+    def clear_journal(self) -> None:
+        """VictoriaLogs is as it was found: nothing is owed any more."""
+        files.remove(self._journal)
+
+    @property
+    def _lease(self) -> Path:
+        return self.directory / "lease.json"
+
+    def lease_holder(self) -> Holder | None:
+        """Return the living process that is archiving the staging copy, None where there is none."""
+        try:
+            holder = _parse_holder(self._lease.read_bytes())
+        except FileNotFoundError:
+            return None
+        return holder if holder and holder.is_alive() else None
+
+    def take_lease(self, holder: Holder) -> None:
+        """Claim the published staging copy for `holder`."""
+        files.write_atomically(self._lease, json.dumps(asdict(holder)).encode())
+
+    def release_lease(self) -> None:
+        """Give the staging copy back; no error where there is no lease."""
+        files.remove(self._lease)
+
+
+def _parse_holder(content: bytes) -> Holder | None:
+    """Return the holder that `content` names, None for anything else."""
+    try:
+        fields = json.loads(content)
+        return Holder(
+            int(fields["pid"]),
+            float(fields["created"]),
+            str(fields["command"]),
+            str(fields["since"]),
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None

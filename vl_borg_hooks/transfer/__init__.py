@@ -1,0 +1,14 @@
+"""rsync: its arguments, its exit codes, its progress."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What one pass did, as rsync counted it; `seconds` by our clock."""
+
+    files: int
+    bytes: int
+    seconds: float

@@ -1,0 +1,113 @@
+"""Is a copy what its manifest and VictoriaLogs' own metadata say it is? Needs no server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vl_borg_hooks.errors import InvalidCopy
+from vl_borg_hooks.staging import Directory, Manifest, Partition, StagingCopy, walk
+from vl_borg_hooks.victorialogs import parts
+from vl_borg_hooks.victorialogs.layout import PARTITIONS
+
+# Enough to see what happened; a copy whose disk died has thousands, all of one kind.
+LISTED_PROBLEMS = 50
+
+
+@dataclass
+class Report:
+    """What the verification of one copy found; sound where there are no problems."""
+
+    copy: StagingCopy
+    manifest: Manifest | None = None
+    problems: list[str] = field(default_factory=list)
+
+    def raise_problems(self) -> Manifest:
+        """Return the manifest of a sound copy; raises InvalidCopy for any other."""
+        if self.manifest is None or self.problems:
+            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            raise InvalidCopy(
+                f"{self.problems[0]}{more}", hint=f"run: vl-borg-hooks verify {self.copy.path}"
+            )
+        return self.manifest
+
+
+def verify(copy: StagingCopy) -> Report:
+    """Check every directory and file of `copy`; never raises for what is wrong with it."""
+    report = Report(copy)
+    try:
+        report.manifest = copy.manifest()
+        inventory = copy.read_inventory(report.manifest.inventory_sha256)
+        for problem in _differences(copy.data, inventory):
+            report.problems.append(problem)
+            if len(report.problems) >= LISTED_PROBLEMS:
+                return report
+        _compare_totals(copy, report.manifest, report.problems)
+    except InvalidCopy as error:
+        report.problems.append(error.what)
+    return report
+
+
+def partitions(data: Path, problems: list[str]) -> list[Partition]:
+    """Return what each partition in `data` holds, adding what is wrong with it to `problems`."""
+    summaries = (
+        parts.summarize(data / PARTITIONS / name, problems) for name in parts.partition_names(data)
+    )
+    return [
+        Partition(
+            name=summary.name,
+            rows=summary.rows,
+            min_timestamp=summary.min_timestamp,
+            max_timestamp=summary.max_timestamp,
+        )
+        for summary in summaries
+    ]
+
+
+def _compare_totals(copy: StagingCopy, manifest: Manifest, problems: list[str]) -> None:
+    """Hold VictoriaLogs' own metadata against the manifest."""
+    found = {partition.name: partition for partition in partitions(copy.data, problems)}
+    expected = {partition.name: partition for partition in manifest.partitions}
+    for name in sorted(expected.keys() | found.keys()):
+        path = copy.data / PARTITIONS / name
+        if name not in found:
+            problems.append(f"{path}: is missing")
+        elif name not in expected:
+            problems.append(f"{path}: is a stray partition, not in the manifest")
+        elif found[name] != expected[name]:
+            problems.append(
+                f"{path}: holds {found[name].rows} rows, the manifest says {expected[name].rows}"
+            )
+    rows = sum(partition.rows for partition in manifest.partitions)
+    if rows != manifest.rows:
+        problems.append(
+            f"{copy.manifest_path}: says {manifest.rows} rows, but {rows} in its partitions"
+        )
+
+
+def _differences(data: Path, inventory: Iterator[Directory]) -> Iterator[str]:
+    """Yield where the tree `data` and `inventory` differ; both come in the same order."""
+    present = walk(data)
+    listed, found = next(inventory, None), next(present, None)
+    while listed or found:
+        if listed and (not found or listed.key < found.key):
+            yield f"{data / listed.path}: is missing"
+            listed = next(inventory, None)
+        elif found and (not listed or found.key < listed.key):
+            yield f"{data / found.path}: is a stray directory, not in the inventory"
+            found = next(present, None)
+        elif listed and found:
+            yield from _file_differences(data, listed, found)
+            listed, found = next(inventory, None), next(present, None)
+
+
+def _file_differences(data: Path, listed: Directory, found: Directory) -> Iterator[str]:
+    for name in sorted(listed.files.keys() | found.files.keys()):
+        path = data / listed.path / name
+        if name not in found.files:
+            yield f"{path}: is missing"
+        elif name not in listed.files:
+            yield f"{path}: is a stray file, not in the inventory"
+        elif found.files[name] != listed.files[name]:
+            yield f"{path}: has {found.files[name]} bytes, should have {listed.files[name]}"

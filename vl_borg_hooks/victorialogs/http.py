@@ -1,0 +1,85 @@
+"""VictoriaLogs over HTTP: is it healthy, and how many rows does it serve."""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+
+from vl_borg_hooks.errors import OperatorError
+
+POLL_SECONDS = 0.01
+REQUEST_SECONDS = 10
+_METRIC_LINE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+class Client:
+    """A VictoriaLogs server at `url`, such as `http://127.0.0.1:9428`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        # A proxy from the environment has no business between us and a server that we manage.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def is_healthy(self) -> bool:
+        """Tell whether `GET /health` answers OK."""
+        try:
+            return self._get("/health").strip() == "OK"
+        except OperatorError:
+            return False
+
+    def wait_healthy(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds until the server is healthy; tell whether it became so."""
+        deadline = time.monotonic() + timeout
+        while not self.is_healthy():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
+
+    def stored_rows(self) -> int:
+        """Return the rows of all tenants that the server has in its storage.
+
+        `vl_storage_rows` and not a query: a query sees the rows of one tenant only.
+        """
+        metrics = self._get("/metrics")
+        values = [
+            float(line["value"])
+            for line in _METRIC_LINE.finditer(metrics)
+            if line["name"] == "vl_storage_rows"
+        ]
+        if not values:
+            raise OperatorError(f"{self.url}/metrics has no vl_storage_rows: no VictoriaLogs there")
+        return int(sum(values))
+
+    def version(self) -> str:
+        """Return the server's version such as `v1.26.0`, empty where it doesn't tell."""
+        return self._labels("vm_app_version").get("short_version", "")
+
+    def flag(self, name: str) -> str:
+        """Return the value of the server's command-line flag `name`, empty where it has none."""
+        metrics = self._get("/metrics")
+        for line in _METRIC_LINE.finditer(metrics):
+            labels: dict[str, str] = dict(_LABEL.findall(line["labels"] or ""))
+            if line["name"] == "flag" and labels.get("name") == name:
+                return labels.get("value", "")
+        return ""
+
+    def _labels(self, metric: str) -> dict[str, str]:
+        for line in _METRIC_LINE.finditer(self._get("/metrics")):
+            if line["name"] == metric:
+                return dict(_LABEL.findall(line["labels"] or ""))
+        return {}
+
+    def _get(self, path: str) -> str:
+        """Return the body of `GET path`; raises OperatorError where there is no good answer."""
+        try:
+            with self._opener.open(self.url + path, timeout=REQUEST_SECONDS) as response:
+                body: bytes = response.read()
+        except (OSError, HTTPException, ValueError) as error:
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise OperatorError(f"{self.url}{path} did not answer: {reason}") from None
+        return body.decode("utf-8", "backslashreplace")

@@ -1,0 +1,169 @@
+"""What VictoriaLogs' own metadata says about a copy of its data, read with no server.
+
+Each `datadb/` and `indexdb/` of a partition has a `parts.json` that lists the part directories
+which count. A data part's `metadata.json` holds its rows, and its bytes: exactly the sum of the
+sizes of the part's other files. So a missing part and a truncated file are found from the copy alone.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vl_borg_hooks.errors import InvalidCopy
+from vl_borg_hooks.files import read_json
+from vl_borg_hooks.victorialogs.layout import (
+    DATADB,
+    DELETED_ROWS,
+    INDEXDB,
+    PART_METADATA,
+    PARTITION_NAME,
+    PARTITIONS,
+    PARTS_FILE,
+    SNAPSHOTS,
+)
+
+# A parts.json lists hundreds of names of 16 characters; a metadata.json has ten numbers. Larger
+# ones were not written by VictoriaLogs, and must not fill our memory.
+LARGEST_PARTS_FILE = 16 << 20
+LARGEST_METADATA = 1 << 20
+
+
+@dataclass(frozen=True)
+class PartitionSummary:
+    """What one partition holds by VictoriaLogs' own metadata. Timestamps in nanoseconds."""
+
+    name: str
+    rows: int
+    min_timestamp: int | None
+    max_timestamp: int | None
+
+
+def partition_names(data: Path) -> list[str]:
+    """Return the names of the partitions in `data`, oldest first."""
+    try:
+        return sorted(os.listdir(data / PARTITIONS))
+    except FileNotFoundError:
+        return []
+
+
+def stray_parts(data: Path) -> Iterator[Path]:
+    """Yield part directories that no parts.json lists; VictoriaLogs removes them when it starts."""
+    for partition in partition_names(data):
+        for table in (DATADB, INDEXDB):
+            directory = data / PARTITIONS / partition / table
+            if _is_directory(directory):
+                listed = set(_listed_parts(directory))
+                for entry in _directories(directory):
+                    if entry not in listed:
+                        yield directory / entry
+
+
+def summarize(partition: Path, problems: list[str]) -> PartitionSummary:
+    """Return what `partition` holds, adding what is wrong with it, with its path, to `problems`."""
+    rows = 0
+    oldest: list[int] = []
+    newest: list[int] = []
+    if not PARTITION_NAME.fullmatch(partition.name):
+        problems.append(f"{partition}: is no partition (YYYYMMDD): VictoriaLogs would not start")
+    for table in (DATADB, INDEXDB):
+        directory = partition / table
+        if not _is_directory(directory):
+            problems.append(f"{directory}: is missing")
+            continue
+        try:
+            listed = _listed_parts(directory)
+        except InvalidCopy as error:
+            problems.append(error.what)
+            continue
+        problems += [
+            f"{directory / stray}: is a stray part: {PARTS_FILE} does not list it"
+            for stray in sorted(set(_directories(directory)) - set(listed))
+        ]
+        for part in (directory / name for name in listed):
+            try:
+                metadata = _part_metadata(part)
+                if table == DATADB:
+                    rows += _number(part, metadata, "RowsCount")
+                    oldest.append(_number(part, metadata, "MinTimestamp"))
+                    newest.append(_number(part, metadata, "MaxTimestamp"))
+                    _check_size(part, _number(part, metadata, "CompressedSizeBytes"))
+            except InvalidCopy as error:
+                problems.append(error.what)
+    return PartitionSummary(
+        name=partition.name,
+        rows=rows,
+        min_timestamp=min(oldest, default=None),
+        max_timestamp=max(newest, default=None),
+    )
+
+
+def _check_size(part: Path, expected: int) -> None:
+    """Raise InvalidCopy where the files of `part` are not `expected` bytes together."""
+    found = 0
+    with os.scandir(part) as entries:
+        for entry in entries:
+            if entry.name not in (PART_METADATA, DELETED_ROWS):
+                found += entry.stat(follow_symlinks=False).st_size
+    if found != expected:
+        raise InvalidCopy(
+            f"{part}: holds {found} bytes, but its {PART_METADATA} says {expected}: "
+            "a file is truncated, missing or too many"
+        )
+
+
+def _part_metadata(part: Path) -> dict[str, object]:
+    """Return the metadata of `part`; raises InvalidCopy."""
+    if not _is_directory(part):
+        raise InvalidCopy(f"{part}: is missing, though {PARTS_FILE} lists it")
+    metadata = read_json(part / PART_METADATA, LARGEST_METADATA)
+    if not isinstance(metadata, dict):
+        raise InvalidCopy(f"{part / PART_METADATA}: is no JSON object")
+    return metadata
+
+
+def _number(part: Path, metadata: dict[str, object], key: str) -> int:
+    value = metadata.get(key)
+    if type(value) is not int:
+        raise InvalidCopy(f"{part / PART_METADATA}: has no number {key}")
+    return value
+
+
+def _listed_parts(directory: Path) -> list[str]:
+    """Return the part names that `directory`/parts.json lists; raises InvalidCopy.
+
+    None where the file and parts are both missing: VictoriaLogs was killed while it made the
+    partition, and makes the file when it starts (mustReadPartNames in its datadb.go).
+    """
+    path = directory / PARTS_FILE
+    if not os.path.lexists(path) and not _directories(directory):
+        return []
+    names = read_json(path, LARGEST_PARTS_FILE)
+    if names is None:
+        # What Go writes for an empty list that was never filled.
+        return []
+    if not isinstance(names, list):
+        raise InvalidCopy(f"{path}: is no JSON list of part names")
+    for name in names:
+        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise InvalidCopy(f"{path}: lists {name!r}, which is no part name")
+    return names
+
+
+def _directories(directory: Path) -> list[str]:
+    with os.scandir(directory) as entries:
+        return [
+            entry.name
+            for entry in entries
+            if entry.is_dir(follow_symlinks=False) and entry.name != SNAPSHOTS
+        ]
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
