@@ -1,0 +1,23 @@
+# Everything runs in .venv, which the first target to need it makes.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean bootstrap
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: bootstrap ## show a backup and a restore of a VictoriaLogs that is being written to
+	.venv/bin/python tests/demo.py
+
+test: bootstrap ## run all tests, the style checks among them (PYTEST_ARGS for pytest)
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: bootstrap ## run the style checks alone
+	.venv/bin/ruff check .
+	.venv/bin/mypy vl_borg_hooks tests
+
+clean: ## remove .venv and what the tools left
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+bootstrap:
+	@bash tests/setup/bootstrap.sh

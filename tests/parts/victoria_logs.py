@@ -1,0 +1,277 @@
+"""A running VictoriaLogs (or its stand-in): the process, a client, and steady ingestion."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import final
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode
+from urllib.request import ProxyHandler, Request, build_opener
+
+from tests.parts.processes import spawn
+from tests.parts.waiting import wait_until
+
+# A proxy from the environment must never see the requests to loopback.
+_opener = build_opener(ProxyHandler({}))
+
+# Without this type the server takes the lines for a form, answers 200 and stores nothing.
+_JSON_LINES = {"Content-Type": "application/stream+json"}
+
+
+class RequestRefused(Exception):
+    """The server is not there, broke off, or answered with a status other than 200."""
+
+
+class LogServer:
+    """Client of a server at `url`; every method raises RequestRefused when it has no answer."""
+
+    def __init__(self, url: str, timeout: float = 30) -> None:
+        self.url, self._timeout = url.rstrip("/"), timeout
+
+    def _request(
+        self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> str:
+        request = Request(self.url + path, body, dict(headers or {}))
+        try:
+            with _opener.open(request, timeout=self._timeout) as answer:
+                text: str = answer.read().decode()
+                return text
+        except HTTPError as error:
+            detail = error.read().decode(errors="replace").strip()
+            raise RequestRefused(f"{self.url}{path}: {error}: {detail}") from error
+        except (URLError, OSError, http.client.HTTPException) as error:
+            raise RequestRefused(f"{self.url}{path}: {error}") from error
+
+    def healthy(self) -> bool:
+        try:
+            return self._request("/health") == "OK"
+        except RequestRefused:
+            return False
+
+    def wait_healthy(self, timeout: float = 30) -> None:
+        """TimeoutError unless the server says it is healthy within `timeout` seconds."""
+        wait_until(self.healthy, timeout, f"{self.url} is healthy")
+
+    def ingest(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Send rows in one request; on return the server has acknowledged them (in memory)."""
+        body = "\n".join(json.dumps({"_time": "0", **row}) for row in rows)
+        self._request("/insert/jsonline?_stream_fields=host", body.encode(), _JSON_LINES)
+
+    def query(self, query: str) -> list[dict[str, str]]:
+        """All results of a LogsQL query, without a limit."""
+        answer = self._request("/select/logsql/query", urlencode({"query": query}).encode())
+        return [json.loads(line) for line in answer.splitlines()]
+
+    def rows(self, query: str = "*") -> list[dict[str, str]]:
+        """All rows that match, those just ingested included."""
+        self.flush()
+        return self.query(query)
+
+    def count(self, query: str = "*") -> int:
+        """How many rows match, those just ingested included."""
+        self.flush()
+        return int(self.query(f"{query} | count() rows")[0]["rows"])
+
+    def flush(self) -> None:
+        """Make acknowledged rows visible to queries."""
+        self._request("/internal/force_flush")
+
+    def merge(self) -> None:
+        """Ask for all parts to be merged; the real server does so in the background."""
+        self._request("/internal/force_merge")
+
+    def storage_rows(self) -> int:
+        """Rows stored, in memory and on disk, as the server's metrics tell."""
+        found = re.findall(r"^vl_storage_rows\{.*\} (\d+)", self._request("/metrics"), re.MULTILINE)
+        return sum(map(int, found))
+
+
+@final
+class VictoriaLogsProcess:
+    """A server as a plain child process on a loopback port; gone at the end of the context."""
+
+    def __init__(
+        self, executable: Path, data_path: Path, port: int, extra_flags: Sequence[str] = ()
+    ) -> None:
+        self.executable, self.data_path, self.port = executable, data_path, port
+        self.extra_flags = tuple(extra_flags)
+        self.log = data_path.with_name(f"{data_path.name}.log")
+        self.server = LogServer(f"http://127.0.0.1:{port}")
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def argv(self) -> list[str]:
+        return server_argv(self.executable, self.data_path, self.port, self.extra_flags)
+
+    @property
+    def running(self) -> bool:
+        return self._child is not None and self._child.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The process started last; RuntimeError if there was none."""
+        return self._started().pid
+
+    def start(
+        self, environment: Mapping[str, str] | None = None, timeout: float = 30
+    ) -> VictoriaLogsProcess:
+        """Start and wait until healthy. RuntimeError with the log's end if it exits instead.
+
+        `environment` replaces the whole environment.
+        """
+        if self.running:
+            raise RuntimeError(f"{self.executable} runs already")
+        self._child = spawn(self.argv, self.log, environment)
+
+        def started() -> bool:
+            if not self.running:
+                end = self.log.read_text(errors="replace")[-2000:]
+                raise RuntimeError(f"exit status {self._started().returncode}: {end}")
+            return self.server.healthy()
+
+        wait_until(started, timeout, f"{self.server.url} is healthy")
+        return self
+
+    def stop(self, timeout: float = 30) -> int:
+        """Stop cleanly (SIGTERM) and return the exit status; TimeoutExpired if it won't."""
+        return self._end(signal.SIGTERM, timeout)
+
+    def kill(self) -> int:
+        """SIGKILL: what was in memory is lost. Returns the exit status."""
+        return self._end(signal.SIGKILL, 10)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._child is None:
+            raise RuntimeError(f"{self.executable} was never started")
+        return self._child
+
+    def _end(self, number: signal.Signals, timeout: float) -> int:
+        child = self._started()
+        if child.poll() is None:
+            child.send_signal(number)
+        return child.wait(timeout)
+
+    def __enter__(self) -> VictoriaLogsProcess:
+        return self if self.running else self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.running:
+            self.kill()
+
+
+def server_argv(
+    executable: Path, data_path: Path, port: int, extra_flags: Sequence[str] = ()
+) -> list[str]:
+    """The argument vector of a server on a loopback port.
+
+    The retention is long, so that tests may use rows of any day, unless `extra_flags` says other.
+    """
+    return [
+        str(executable),
+        f"-storageDataPath={data_path}",
+        f"-httpListenAddr=127.0.0.1:{port}",
+        "-retentionPeriod=100y",
+        *extra_flags,
+    ]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that one request carried, and when the server had acknowledged it (monotonic time)."""
+
+    sequence: range
+    acknowledged: float
+
+
+@final
+class SteadyIngestion:
+    """A thread that sends numbered rows all the time, as an application would.
+
+    Each row's `seq` field is its number. A refused batch is counted and never sent again, since
+    the server may have taken it and only the answer was lost; its rows may be there or not.
+    """
+
+    def __init__(self, server: LogServer, batch: int = 10, interval: float = 0.02) -> None:
+        self._server, self._batch, self._interval = server, batch, interval
+        self._acknowledged: list[Batch] = []
+        self._refused = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    @property
+    def acknowledged(self) -> list[Batch]:
+        """The batches acknowledged up to now, in order."""
+        return list(self._acknowledged)
+
+    @property
+    def refused(self) -> int:
+        """Requests that had no answer or one other than 200."""
+        return self._refused
+
+    def sequences(self, before: float | None = None) -> set[int]:
+        """Numbers of the rows acknowledged before a moment of monotonic time (default: now)."""
+        moment = time.monotonic() if before is None else before
+        batches = [batch for batch in self.acknowledged if batch.acknowledged < moment]
+        return {number for batch in batches for number in batch.sequence}
+
+    def missing(self, rows: Iterable[Mapping[str, str]], before: float | None = None) -> set[int]:
+        """Numbers acknowledged before that moment that are not among `rows`."""
+        return self.sequences(before) - {int(row["seq"]) for row in rows}
+
+    def wait_for(self, count: int, timeout: float = 30) -> None:
+        """Wait until `count` more rows are acknowledged; TimeoutError after `timeout` seconds."""
+        goal = len(self.sequences()) + count
+        what = f"{count} more rows acknowledged"
+        wait_until(lambda: len(self.sequences()) >= goal, timeout, what)
+
+    def stop(self) -> None:
+        """Send nothing more; the request under way is finished first."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        first = 0
+        while not self._stopping.wait(self._interval):
+            sequence = range(first, first + self._batch)
+            rows = [{"host": "steady", "_msg": f"row {n}", "seq": str(n)} for n in sequence]
+            first = sequence.stop
+            try:
+                self._server.ingest(rows)
+            except RequestRefused:
+                self._refused += 1
+            else:
+                self._acknowledged.append(Batch(sequence, time.monotonic()))
+
+    def __enter__(self) -> SteadyIngestion:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def doubled(rows: Iterable[Mapping[str, str]]) -> set[int]:
+    """Numbers that more than one row carries."""
+    counts = Counter(int(row["seq"]) for row in rows)
+    return {number for number, times in counts.items() if times > 1}
