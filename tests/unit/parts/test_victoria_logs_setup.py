@@ -69,7 +69,9 @@ def test_another_version_in_the_cache_is_passed_over(tmp_path: Path) -> None:
     assert found.reasons[2].endswith("is v1.44.0")
 
 
-def test_without_any_the_stand_in_is_named_loudly(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_any_the_stand_in_is_named_loudly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     failed = cached(tmp_path).with_name(f"{cached(tmp_path).name}.failed")
     failed.parent.mkdir(parents=True)
     failed.write_text("go_install: refused an hour ago\n")
@@ -129,7 +131,7 @@ def test_a_release_is_taken_only_with_its_checksum(
     digest = hashlib.sha256(content + (b"!" if tampered else b"")).hexdigest()
     (release / f"{name}_checksums.txt").write_text(f"{digest}  {name}.tar.gz\n")
     monkeypatch.setattr(victoria_logs, "RELEASE", release.as_uri())
-    monkeypatch.setattr(victoria_logs.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     fake_go(tmp_path, "v0.0.1")
     reasons = victoria_logs.fill_cache(retry=False)
     assert find().real is not tampered

@@ -1,0 +1,79 @@
+"""A VictoriaLogs on another host: pulled and pushed over a real ssh."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.parts.site import Site
+from tests.parts.sshd import Sshd
+from tests.parts.victoria_logs import SteadyIngestion
+
+
+@pytest.fixture
+def remote(site: Site, sshd: Sshd) -> Site:
+    """A site whose data path is on a host that is reached over ssh; with a blank in the path."""
+    spaced = site.root / "victoria logs"
+    spaced.mkdir()
+    site.data.rmdir()
+    site.data = site.root / "data"
+    site.data.symlink_to(spaced)
+    site.install(data_path=f"{sshd.destination}:{spaced}", ssh_command=sshd.ssh_command)
+    return site
+
+
+def test_a_remote_host_is_backed_up_and_restored(remote: Site, tmp_path: Path) -> None:
+    with SteadyIngestion(remote.server) as ingestion:
+        ingestion.wait_for(50)
+        before = set(ingestion.sequences())
+        remote.hooks("before-create")
+        ingestion.wait_for(50)
+    assert before <= {int(row["seq"]) for row in remote.server.rows("*")}
+    backed_up = remote.manifest.rows
+    assert backed_up >= len(before)
+    assert remote.manifest.downtime_seconds is not None
+    assert f"{backed_up} rows" in remote.hooks("verify", str(remote.staging.path)).stdout
+
+    extracted = tmp_path / "extracted"
+    shutil.copytree(remote.staging.path, extracted)
+    shutil.rmtree(remote.data / "partitions")
+    restored = remote.hooks("restore", "--from", str(extracted))
+    assert f"serves {backed_up} rows" in restored.stderr
+    assert remote.is_running
+    assert remote.server.count() == backed_up
+
+
+def test_a_remote_host_that_was_stopped_stays_stopped(remote: Site, tmp_path: Path) -> None:
+    remote.server.ingest([{"host": "a", "_msg": "one", "_time": "2026-01-02T00:00:00Z"}])
+    remote.stop()
+    remote.hooks("before-create")
+    assert not remote.is_running
+    assert remote.manifest.rows == 1
+
+
+def test_no_server_can_start_while_the_remote_lock_is_held(remote: Site, sshd: Sshd) -> None:
+    from vl_borg_hooks.hosts import SshHost
+    from vl_borg_hooks.victorialogs import lock
+
+    host = SshHost(sshd.destination, tuple(sshd.ssh_command))
+    spaced = str(remote.data.resolve())
+    with pytest.raises(lock.LockHeld), lock.hold(host, spaced):
+        pass
+    remote.stop()
+    with lock.hold(host, spaced):
+        assert lock.is_held(host, spaced)
+        remote.systemd.systemctl("start", remote.unit)
+        assert not remote.server.healthy()
+    assert not lock.is_held(host, spaced) or remote.is_running
+
+
+def test_an_unreachable_host_is_one_clear_line_and_touches_nothing(remote: Site) -> None:
+    ssh = ["ssh", "-F", "/dev/null", "-p", "1", "-o", "StrictHostKeyChecking=no"]
+    remote.write_config(data_path="nobody@127.0.0.1:/var/lib/victoria-logs", ssh_command=ssh)
+    failed = remote.hooks("before-create", check=False)
+    assert failed.returncode == 1
+    (line,) = failed.stderr.splitlines()
+    assert "nobody@127.0.0.1 could not be reached over ssh" in line
+    assert remote.is_running
