@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.parts.command_service import write_service
 from tests.parts.site import Site
 from tests.parts.victoria_logs import LogServer, SteadyIngestion, VictoriaLogsProcess, doubled
 from tests.parts.ports import free_port
@@ -70,11 +72,9 @@ def fresh_server(found: Found, directory: Path) -> VictoriaLogsProcess:
 
 def restore_elsewhere(site: Site, server: VictoriaLogsProcess, extracted: Path) -> None:
     """Restore `extracted` into a server that has nothing to do with the site's systemd."""
-    script = server.data_path.with_name("service.py")
-    state = server.data_path.with_name("pid")
-    script.write_text(SERVICE.format(argv=server.argv, state=str(state)))
+    script = write_service(server.data_path.with_name("service.py"), server.argv)
     server.stop()
-    command = ["python3", str(script)]
+    command = [sys.executable, str(script)]
     site.write_config(
         data_path=str(server.data_path),
         staging_path=str(server.data_path.with_name("staging")),
@@ -87,24 +87,6 @@ def restore_elsewhere(site: Site, server: VictoriaLogsProcess, extracted: Path) 
     finally:
         site.write_config()
     server.start()
-
-
-SERVICE = """
-import os, signal, subprocess, sys, pathlib
-state = pathlib.Path({state!r})
-def running():
-    try:
-        return pathlib.Path("/proc", state.read_text(), "stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
-if sys.argv[1] == "start":
-    child = subprocess.Popen({argv!r}, start_new_session=True, stderr=subprocess.DEVNULL)
-    state.write_text(str(child.pid))
-elif sys.argv[1] == "stop":
-    os.kill(int(state.read_text()), signal.SIGTERM)
-else:
-    sys.exit(0 if running() else 3)
-"""
 
 
 def test_lost_data_comes_back_into_the_same_server(ready: Site, tmp_path: Path) -> None:

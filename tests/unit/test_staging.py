@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -84,9 +85,9 @@ def test_no_half_manifest_is_seen_when_the_disk_is_full(tmp_path: Path) -> None:
         before = copy.manifest_path.read_bytes()
         manifest = copy.manifest().model_copy(update={"instance": "x" * 8192})
         fill = disk.path / "fill"
-        with pytest.raises(OSError, match="No space"), open(fill, "wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
+        with contextlib.suppress(OSError), open(fill, "wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
         with pytest.raises(OperatorError, match=r"could not write .*manifest.json: No space left"):
             copy.publish(manifest)
         assert copy.manifest_path.read_bytes() == before
@@ -95,10 +96,10 @@ def test_no_half_manifest_is_seen_when_the_disk_is_full(tmp_path: Path) -> None:
         with pytest.raises(OperatorError):
             copy.publish(manifest)
         assert not copy.manifest_path.exists()
+        for number in range(1000):
+            (copy.data / f"{number:0200}").touch()
         with pytest.raises(OperatorError, match=r"could not write .*inventory.jsonl: No space"):
-            for number in range(2000):
-                (copy.data / f"{number:0200}").touch()
-                copy.write_inventory()
+            copy.write_inventory()
         fill.unlink()
         copy.publish(manifest)
         assert copy.manifest() == manifest
@@ -149,8 +150,17 @@ def test_a_manifest_is_on_disk_before_it_has_its_name(
 ) -> None:
     order: list[str] = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda *a: (order.append("replace"), replace(*a)))
+
+    def noted_fsync(descriptor: int) -> None:
+        order.append("fsync")
+        fsync(descriptor)
+
+    def noted_replace(source: Path, destination: Path) -> None:
+        order.append("replace")
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
     copy.publish(copy.manifest())
     # The file, then its name, then the directory with the name.
     assert order == ["fsync", "replace", "fsync"]

@@ -1,0 +1,204 @@
+"""Every file under config-examples/ does what it says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.parts.ports import free_port
+from tests.parts.processes import spawn
+from tests.parts.site import PASSPHRASE, Site
+from tests.parts.victoria_logs import server_argv
+from tests.parts.waiting import wait_until
+from tests.setup.victoria_logs import Found
+from vl_borg_hooks import config, generate
+from vl_borg_hooks.hosts import SshHost
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "config-examples"
+ROW = {"host": "a", "_msg": "one", "_time": "2026-01-02T00:00:00Z"}
+
+
+def test_no_example_is_without_a_test() -> None:
+    tested = Path(__file__).read_text()
+    files = [path for path in EXAMPLES.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert files
+    for path in files:
+        assert f'"{path.name}"' in tested, path
+
+
+def at_site(site: Site, *names: str) -> str:
+    """The text of an example, with the site's places in the place of the usual ones."""
+    text = EXAMPLES.joinpath(*names).read_text()
+    executable = Path(sys.executable).with_name("vl-borg-hooks")
+    for usual, here in {
+        "/usr/local/bin/vl-borg-hooks recover": f"{executable} --config {site.config} recover",
+        "/usr/local/bin/vl-borg-hooks": str(executable),
+        "/etc/vl-borg-hooks/config.yaml": str(site.config),
+        "/etc/vl-borg-hooks/borgmatic": f"{site.config.parent}/borgmatic",
+        "/var/lib/vl-borg-hooks/default": str(site.staging.path),
+        "/var/backups/first.borg": str(site.repositories[0]),
+        "/var/backups/second.borg": str(site.repositories[1]),
+        "change me": PASSPHRASE,
+        "    - /etc\n": f"    - {site.root}/etc\n",
+    }.items():
+        text = text.replace(usual, here)
+    return text
+
+
+def private(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
+def test_the_config_is_what_config_generate_prints(tmp_path: Path) -> None:
+    text = (EXAMPLES / "config.yaml").read_text()
+    assert text == generate.commented_config()
+    loaded = config.load(private(tmp_path / "config.yaml", text))
+    assert loaded.config.instances[0].service == {"systemd": "victorialogs.service"}
+
+
+def test_several_instances_and_another_service_manager(tmp_path: Path) -> None:
+    text = (EXAMPLES / "several-instances.yaml").read_text()
+    instances = config.load(private(tmp_path / "several.yaml", text)).config.instances
+    assert [instance.name for instance in instances] == ["web", "mail", "remote"]
+    assert isinstance(instances[2].host, SshHost)
+    text = (EXAMPLES / "openrc.yaml").read_text()
+    (instance,) = config.load(private(tmp_path / "openrc.yaml", text)).config.instances
+    assert list(instance.service) == ["command"]
+
+
+def test_borgmatic_takes_the_include_and_the_restoring_config(site: Site) -> None:
+    site.install(restore={"on_extract": True})
+    site.server.ingest([ROW])
+    include = site.config.parent / "borgmatic.yaml"
+    site.hooks("config", "generate", "--borgmatic", "--destination", str(include))
+    private(site.borgmatic_config, at_site(site, "borgmatic", "config.yaml"))
+    site.create_repositories()
+    created = site.borgmatic("create")
+    assert "the hooks that were there before still run" in created.stdout + created.stderr
+    assert all(site.archives(repository) for repository in site.repositories)
+
+    site.server.ingest([{**ROW, "_msg": "two"}])
+    private(site.borgmatic_config, at_site(site, "borgmatic", "restore.yaml"))
+    site.extract(site.repositories[0], "latest", site.root / "extracted")
+    assert site.server.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "include", "own"),
+    [
+        (
+            "1.7.7",
+            "include-1.7.yaml",
+            "location:\n    repositories:\n        - {repository}\n"
+            "    source_directories:\n        - {own}\n",
+        ),
+        (
+            "1.9.14",
+            "include-1.8.yaml",
+            "repositories:\n    - path: {repository}\nsource_directories:\n    - {own}\n",
+        ),
+    ],
+    ids=["1.7", "1.9"],
+)
+def test_older_borgmatic_takes_its_include(
+    site: Site, tmp_path: Path, version: str, include: str, own: str
+) -> None:
+    venv = tmp_path / "borgmatic"
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    subprocess.run([venv / "bin/pip", "install", "-q", f"borgmatic=={version}"], check=True)
+    site.install()
+    site.server.ingest([ROW])
+    name = f"borgmatic-{include.removeprefix('include-')}"
+    private(site.config.parent / name, at_site(site, "borgmatic", include))
+    text = own.format(repository=site.repositories[0], own=site.config.parent)
+    private(site.borgmatic_config, f"<<: !include {site.config.parent}/{name}\n{text}")
+    borgmatic = (str(venv / "bin/borgmatic"), "--config", str(site.borgmatic_config))
+    site.run("borg", "init", "--encryption", "none", str(site.repositories[0]))
+    site.run(*borgmatic, "create")
+    listed = site.run("borg", "list", "--short", f"{site.repositories[0]}").stdout.split()
+    files = site.run("borg", "list", "--short", f"{site.repositories[0]}::{listed[0]}").stdout
+    assert f"{str(site.staging.manifest_path).lstrip('/')}\n" in files
+    assert f"{str(site.config).lstrip('/')}\n" in files
+    assert site.is_running
+    assert not (site.root / "state/default/lease.json").exists()
+
+
+def test_the_boot_unit_starts_what_a_dead_machine_left_stopped(site: Site) -> None:
+    site.install()
+    site.hooks("before-create")
+    site.stop()
+    journal = site.root / "state/default/journal.json"
+    journal.write_text('{"command": "before-create", "found_running": true, "swapped": null}')
+    name = f"recover-{site.unit}"
+    text = at_site(site, "systemd", "vl-borg-hooks-recover.service")
+    site.systemd.write_unit(name, text)
+    site.systemd.systemctl("start", name)
+    assert site.systemd.show(name, "Result") == "success"
+    assert site.is_running
+    assert site.server.healthy()
+    assert site.journal_is_empty()
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    """Where the example plugin is installed: "pyproject.toml", "vl_borg_hooks_example.py"."""
+    target = tmp_path / "plugin"
+    source = tmp_path / "source"
+    shutil.copytree(EXAMPLES / "plugin", source)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--target", str(target), str(source)], check=True)
+    return target
+
+
+def test_the_example_plugin_adds_a_service_manager_and_two_occasions(
+    plugin: Path, tmp_path: Path, victoria_logs: Found
+) -> None:
+    port = free_port()
+    data = tmp_path / "data"
+    supervisor_config = tmp_path / "supervisord.conf"
+    supervisor_config.write_text(
+        f"[supervisord]\npidfile={tmp_path}/supervisord.pid\nlogfile={tmp_path}/supervisord.log\n"
+        f"[unix_http_server]\nfile={tmp_path}/socket\n"
+        "[rpcinterface:supervisor]\n"
+        "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface\n"
+        f"[supervisorctl]\nserverurl=unix://{tmp_path}/socket\n"
+        f"[program:victorialogs]\ncommand={' '.join(server_argv(victoria_logs.path, data, port))}\n"
+    )
+    # supervisorctl finds the config in the current directory.
+    server_url = f"http://127.0.0.1:{port}"
+    our_config = private(
+        tmp_path / "config.yaml",
+        f"instances:\n  - name: default\n    data_path: {data}\n"
+        f"    staging_path: {tmp_path}/staging\n    url: {server_url}\n"
+        f"    service: {{supervisor: victorialogs}}\nstate_path: {tmp_path}/state\n",
+    )
+    metric = tmp_path / "metric.prom"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(plugin),
+        "VL_STOP_WINDOW_METRIC": str(metric),
+    }
+    supervisord = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c"]
+    daemon = spawn([*supervisord, str(supervisor_config)], tmp_path / "daemon.log")
+    try:
+        wait_until((data / "flock.lock").exists, 20, "supervisord has started VictoriaLogs")
+        argv = [sys.executable, "-m", "vl_borg_hooks", "--config", str(our_config)]
+        done = subprocess.run(
+            [*argv, "before-create"], env=environment, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "VictoriaLogs was away for" in done.stderr
+        assert metric.read_text() == 'victorialogs_in_stop_window{instance="default"} 0\n'
+        unknown = subprocess.run([*argv, "before-create"], capture_output=True, text=True)
+        assert unknown.returncode == 1
+        assert "supervisor: is no service manager; there are: command, systemd" in unknown.stderr
+    finally:
+        daemon.terminate()
+        daemon.wait(30)

@@ -1,0 +1,46 @@
+"""A service manager of a few lines, for `service: command:`: start, stop and status of a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+_SCRIPT = '''\
+import os, pathlib, signal, subprocess, sys
+
+pid_file = pathlib.Path({pid_file!r})
+
+
+def is_running() -> bool:
+    """A server that has ended but was not reaped yet is a zombie, and does not run."""
+    try:
+        return pathlib.Path("/proc", pid_file.read_text(), "stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+if sys.argv[1] == "start":
+    with open({log!r}, "ab") as log:
+        child = subprocess.Popen({argv!r}, start_new_session=True, stdout=log, stderr=log)
+    pid_file.write_text(str(child.pid))
+elif sys.argv[1] == "stop":
+    if is_running():
+        os.kill(int(pid_file.read_text()), signal.SIGTERM)
+else:
+    sys.exit(0 if is_running() else 3)
+'''
+
+
+def write_service(script: Path, argv: Sequence[str]) -> Path:
+    """Write the `script` that starts, stops and asks for the server `argv`; returns it.
+
+    The server outlives the script: whoever starts it sees to it that it is stopped.
+    """
+    script.write_text(
+        _SCRIPT.format(
+            pid_file=str(script.with_suffix(".pid")),
+            log=str(script.with_suffix(".log")),
+            argv=list(argv),
+        )
+    )
+    return script

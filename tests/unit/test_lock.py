@@ -1,0 +1,158 @@
+"""The lock of a data directory: whoever else holds it is found, and it goes with its holder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.parts.waiting import wait_until
+from tests.support import LockingServer, make_data
+from tests.unit.test_hosts import FAKE_SSH
+from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.hosts import Host, LocalHost, SshHost
+from vl_borg_hooks.victorialogs import lock
+
+
+@pytest.fixture(params=["this machine", "another"])
+def host(request: pytest.FixtureRequest, tmp_path: Path) -> Host:
+    if request.param == "this machine":
+        return LocalHost()
+    program = tmp_path / "ssh"
+    program.write_text(FAKE_SSH)
+    program.chmod(0o755)
+    return SshHost("user@host", (str(program),))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return make_data(tmp_path / "data")
+
+
+def test_a_free_lock_is_taken_and_given_back(host: Host, data: Path) -> None:
+    assert not lock.is_held(host, str(data))
+    with lock.hold(host, str(data)):
+        assert lock.is_held(host, str(data))
+        with pytest.raises(lock.LockHeld), lock.hold(host, str(data)):
+            pass
+    wait_until(lambda: not lock.is_held(host, str(data)), 10, "the lock to be free")
+
+
+@pytest.mark.timeout(60)
+def test_a_lock_that_a_server_holds_is_not_taken(host: Host, data: Path) -> None:
+    with LockingServer(data) as server:
+        server.start()
+        assert lock.is_held(host, str(data))
+        with pytest.raises(lock.LockHeld, match=f"{data}/flock.lock"), lock.hold(host, str(data)):
+            pass
+        started = time.monotonic()
+        with pytest.raises(lock.LockHeld), lock.hold(host, str(data), wait=0.5):
+            pass
+        assert time.monotonic() - started >= 0.5
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_lock_is_taken_the_moment_that_its_holder_ends(
+    host: Host, data: Path, number: signal.Signals
+) -> None:
+    with LockingServer(data) as server:
+        server.start()
+        killer = threading.Timer(0.3, os.kill, (server.pid, number))
+        killer.start()
+        with lock.hold(host, str(data), wait=30):
+            assert lock.is_held(LocalHost(), str(data))
+        killer.join()
+
+
+@pytest.mark.timeout(60)
+def test_no_server_can_start_while_we_hold_the_lock(host: Host, data: Path) -> None:
+    with LockingServer(data) as server:
+        with lock.hold(host, str(data)):
+            started = subprocess.run(server.argv("run"), capture_output=True, check=False)
+            assert started.returncode != 0
+        wait_until(lambda: not lock.is_held(host, str(data)), 10, "the lock to be free")
+        server.start()
+
+
+def test_a_directory_without_the_file_is_held_by_nobody(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    assert not lock.is_held(host, f"{tmp_path}/data")
+    assert not lock.is_held(host, f"{tmp_path}/nothing")
+
+
+def test_asking_makes_no_file(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    lock.is_held(host, f"{tmp_path}/data")
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_a_missing_file_can_be_made_such_that_the_server_can_open_it(
+    host: Host, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    if os.geteuid() == 0:
+        os.chown(data, 12345, 54321)
+    lock.ensure_file(host, str(data))
+    lock.ensure_file(host, str(data))
+    status = (data / "flock.lock").stat()
+    assert (status.st_uid, status.st_gid) == (data.stat().st_uid, data.stat().st_gid)
+    assert stat.S_IMODE(status.st_mode) & 0o444 == 0o444
+    with lock.hold(host, str(data)):
+        assert lock.is_held(host, str(data))
+
+
+def test_a_lock_that_cannot_be_taken_at_all_is_no_held_lock(host: Host, tmp_path: Path) -> None:
+    with pytest.raises(OperatorError) as caught, lock.hold(host, f"{tmp_path}/no/such"):
+        pass
+    assert not isinstance(caught.value, lock.LockHeld)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "outside").touch()
+    (tmp_path / "flock.lock").symlink_to("outside")
+    with (
+        pytest.raises(OperatorError, match="symbolic links"),
+        lock.hold(LocalHost(), str(tmp_path)),
+    ):
+        pass
+
+
+def test_what_fails_under_the_lock_gets_out_and_frees_it(host: Host, data: Path) -> None:
+    with pytest.raises(KeyError), lock.hold(host, str(data)):
+        raise KeyError
+    wait_until(lambda: not lock.is_held(host, str(data)), 10, "the lock to be free")
+
+
+@pytest.mark.timeout(60)
+def test_a_lock_over_ssh_that_was_lost_meanwhile_is_an_error(data: Path, tmp_path: Path) -> None:
+    program = tmp_path / "ssh"
+    program.write_text(FAKE_SSH.replace("exec", f"echo $$ > {tmp_path}/pid\nexec"))
+    program.chmod(0o755)
+    host = SshHost("user@host", (str(program),))
+
+    def lose() -> None:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+    def hold_and_lose() -> None:
+        with lock.hold(host, str(data)):
+            # `sh -c` has become flock itself, whose lock goes with the connection.
+            lose()
+            wait_until(_dead(int((tmp_path / "pid").read_text())), 10, "the end of the connection")
+
+    with pytest.raises(OperatorError, match="was lost in the final pass"):
+        hold_and_lose()
+
+
+def _dead(pid: int):  # type: ignore[no-untyped-def]
+    import psutil
+
+    return lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"

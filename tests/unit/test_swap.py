@@ -1,0 +1,198 @@
+"""The swap: wherever it or its undoing is ended, what was there before comes back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import final
+
+import pytest
+
+from tests.support import tree
+from vl_borg_hooks.hosts import LocalHost
+from vl_borg_hooks.swap import Swap
+from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
+
+Content = Mapping[str, str]
+
+# What was there, and what is put in its place: overlapping, disjoint, and each of them empty.
+CASES: dict[str, tuple[Content, Content]] = {
+    "the usual": (
+        {"partitions/20261101/x": "old", "delete_tasks.json": "old"},
+        {"partitions/20261101/x": "new", "partitions/20261102/x": "new"},
+    ),
+    "both with a file": (
+        {"partitions/a": "old", "delete_tasks.json": "old"},
+        {"partitions/a": "new", "delete_tasks.json": "new"},
+    ),
+    "file only in the new": (
+        {"partitions/a": "old"},
+        {"partitions/a": "new", "delete_tasks.json": "new"},
+    ),
+    "disjoint": ({"a/x": "old", "b": "old"}, {"c/x": "new", "d": "new"}),
+    "nothing was there": ({}, {"partitions/a": "new", "delete_tasks.json": "new"}),
+    "nothing comes": ({"partitions/a": "old", "delete_tasks.json": "old"}, {}),
+    "a file for a directory": ({"x": "old", "y/z": "old"}, {"x/z": "new", "y": "new"}),
+}
+
+
+class Killed(BaseException):
+    """The run ended here, as by SIGKILL."""
+
+
+@final
+class DyingHost(LocalHost):
+    """Is killed before or after its nth change."""
+
+    def __init__(self, survives: int, *, after: bool) -> None:
+        self.left = survives
+        self.after = after
+
+    def _change(self) -> bool:
+        """Count a change; tell whether we die of it."""
+        self.left -= 1
+        if self.left == -1 and not self.after:
+            raise Killed
+        return self.left == -1
+
+    def rename(self, source: str, destination: str) -> None:
+        dies = self._change()
+        super().rename(source, destination)
+        if dies:
+            raise Killed
+
+    def make_directory(self, path: str, mode: int) -> None:
+        dies = self._change()
+        super().make_directory(path, mode)
+        if dies:
+            raise Killed
+
+    def remove_tree(self, path: str) -> None:
+        dies = self._change()
+        super().remove_tree(path)
+        if dies:
+            raise Killed
+
+
+def fill(directory: Path, content: Content) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in content.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(text)
+
+
+def visible(data: Path) -> dict[str, tuple[str, object]]:
+    """Return the tree without our working directory."""
+    return {
+        path: what for path, what in tree(data).items() if not path.startswith(WORKING_DIRECTORY)
+    }
+
+
+def prepared(root: Path, case: str) -> tuple[Path, list[str]]:
+    """Return a fresh data directory, ready for the swap, and the names that come into it."""
+    old, new = CASES[case]
+    data = root / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    fill(data, old)
+    (data / "flock.lock").touch()
+    (data / "lost+found").mkdir()
+    incoming = data / WORKING_DIRECTORY / "incoming"
+    fill(incoming, new)
+    return data, sorted(os.listdir(incoming))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_swap_puts_the_new_in_place_and_keeps_the_old(tmp_path: Path, case: str) -> None:
+    data, names = prepared(tmp_path, case)
+    incoming = visible(data / WORKING_DIRECTORY / "incoming")
+    before = visible(data)
+    Swap(LocalHost(), str(data), names).do()
+    kept = {"flock.lock", "lost+found"}
+    assert visible(data) == {**incoming, **{name: before[name] for name in kept}}
+    replaced = visible(data / WORKING_DIRECTORY / "replaced")
+    assert replaced == {name: what for name, what in before.items() if name not in kept}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_what_was_there_comes_back_from_wherever_swap_and_undo_were_killed(
+    tmp_path: Path, case: str, *, after: bool
+) -> None:
+    """Kill the swap at each of its changes, then its undo at each, then the undo of that too."""
+    data, names = prepared(tmp_path, case)
+    expected = visible(data)
+    kills = 0
+
+    def run(steps: tuple[int, ...]) -> list[bool]:
+        """Run a swap and then undoes, each killed at its step; tell for each whether it was."""
+        data, names = prepared(tmp_path, case)
+        killed: list[bool] = []
+        for number, step in enumerate(steps):
+            swap = Swap(DyingHost(step, after=after), str(data), names)
+            try:
+                swap.do() if number == 0 else swap.undo()
+            except Killed:
+                killed.append(True)
+            else:
+                killed.append(False)
+        # The last one is let live, in a process of its own.
+        Swap(LocalHost(), str(data), names).undo()
+        assert visible(data) == expected, steps
+        Swap(LocalHost(), str(data), names).undo()
+        assert visible(data) == expected, steps
+        Swap(LocalHost(), str(data), names).clean_up()
+        assert tree(data) == expected, steps
+        return killed
+
+    swap_step = -1
+    while True:
+        swap_step += 1
+        swap_killed = run((swap_step,))[0]
+        kills += swap_killed
+        undo_step = -1
+        while True:
+            undo_step += 1
+            undo_killed = run((swap_step, undo_step))[1]
+            kills += undo_killed
+            again_step = -1
+            while undo_killed:
+                again_step += 1
+                if not run((swap_step, undo_step, again_step))[2]:
+                    break
+                kills += 1
+            if not undo_killed:
+                break
+        if not swap_killed:
+            break
+    # It did happen, and more often than there are renames.
+    assert kills > len(names)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_server_made_meanwhile_in_the_place_of_the_old_goes(
+    tmp_path: Path, case: str
+) -> None:
+    # Killed with the old set aside: whoever started the server then had it make an empty storage.
+    data, names = prepared(tmp_path, case)
+    expected = visible(data)
+    old = CASES[case][0]
+    top = sorted({name.split("/")[0] for name in old})
+    with pytest.raises(Killed):
+        Swap(DyingHost(len(top), after=True), str(data), names).do()
+    for name in top:
+        (data / name).write_text("made by a server")
+    Swap(LocalHost(), str(data), names).undo()
+    assert visible(data) == expected
+
+
+def test_nothing_is_touched_where_nothing_was_begun(tmp_path: Path) -> None:
+    data, names = prepared(tmp_path, "the usual")
+    before = tree(data)
+    Swap(LocalHost(), str(data), names).undo()
+    assert tree(data) == before
+
+
+def test_cleaning_up_where_there_is_nothing_is_no_error(tmp_path: Path) -> None:
+    Swap(LocalHost(), str(tmp_path / "nothing")).clean_up()
