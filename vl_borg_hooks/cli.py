@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vl_borg_hooks import __version__
-from vl_borg_hooks.errors import OperatorError, printable
+from vl_borg_hooks.errors import OperatorError, printable, unexpected
 
 if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance, LoadedConfig
@@ -29,7 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         return command(arguments)
-    except OperatorError as error:
+    except BrokenPipeError:
+        # Whoever read our output has gone; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as caught:  # noqa: BLE001 - the outermost: an operator gets a line, always
+        error = caught if isinstance(caught, OperatorError) else unexpected(caught)
         if arguments.verbosity > 1:
             traceback.print_exc()
         logger.error("%s", error)

@@ -7,14 +7,18 @@ import os
 import shlex
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 from vl_borg_hooks.errors import CommandFailed
 
 # prctl(2) PR_SET_PDEATHSIG, from linux/prctl.h.
 PR_SET_PDEATHSIG = 1
+# How long a command that took too long may take to end on SIGTERM, and then on SIGKILL. One that
+# hangs in the kernel, on a dead disk, ends on neither and is left to itself.
+ENDING_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ def run(
     """Run `argv`, wait for it, and return what it left.
 
     `ok` are the exit statuses that are no failure; `timeout` is in seconds, after which the command
-    is ended with SIGTERM. `on_output` receives stdout in pieces as it comes; otherwise stdout goes
+    is ended and, where it can't be, left behind. `on_output` receives stdout in pieces as it comes; otherwise stdout goes
     to a file, never to a pipe, so that a server which the command leaves running can't keep us
     waiting for the pipe's end. `dies_with_us` has the kernel end the command when we are killed.
 
@@ -74,28 +78,53 @@ def run(
             _env={**os.environ, "LC_ALL": "C"},
             _encoding="utf-8",
             _decode_errors="backslashreplace",
-            _timeout=timeout,
-            _timeout_signal=signal.SIGTERM,
             _preexec_fn=_die_with_parent() if dies_with_us else None,
         )
         try:
-            process.wait()
-            exit_status = 0
-        except sh.TimeoutException:
-            raise CommandFailed(
-                f"{shlex.join(argv)} took longer than {timeout:g} seconds and was ended"
-            ) from None
-        except sh.ErrorReturnCode as error:
-            exit_status = error.exit_code
+            exit_status = _exit_status(process, timeout)
         except BaseException:
             # We are being ended ourselves: nothing that we started may go on writing.
-            with contextlib.suppress(OSError):
-                process.terminate()
+            _end(process)
             raise
+        if exit_status is None:
+            _end(process)
+            raise CommandFailed(f"{shlex.join(argv)} took longer than {timeout:g} seconds")
         completed = Completed(exit_status, _content(stdout), _content(stderr))
     if completed.exit_status not in ok:
         raise CommandFailed(f"{shlex.join(argv)} failed: {completed.last_line}")
     return completed
+
+
+def _exit_status(process: Any, timeout: float | None) -> int | None:
+    """Return the exit status of `process`, or None where it has none after `timeout` seconds."""
+    import sh
+
+    statuses: list[int] = []
+
+    def wait() -> None:
+        try:
+            process.wait()
+            statuses.append(0)
+        except sh.ErrorReturnCode as error:
+            statuses.append(error.exit_code)
+
+    if timeout is None:
+        wait()
+        return statuses[0]
+    # In a thread, since sh's own wait with a limit looks only every 0.1 s, in the stop window too.
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    waiting.join(timeout)
+    return statuses[0] if statuses else None
+
+
+def _end(process: Any) -> None:
+    """End `process`, the hard way where it must be, and go on where even that doesn't help."""
+    for end in (process.terminate, process.kill):
+        with contextlib.suppress(OSError):
+            end()
+        if _exit_status(process, ENDING_SECONDS) is not None:
+            return
 
 
 def _content(file: IO[bytes]) -> str:

@@ -32,6 +32,8 @@ class Target:
     found: State = State.STOPPED
     # time.monotonic() of the stop command; None before it.
     stopped_at: float | None = None
+    # Whether the stop was seen to be done, by the lock.
+    stopped: bool = False
     # Seconds from the stop command to healthy again; None until that was measured.
     downtime: float | None = None
 

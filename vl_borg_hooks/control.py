@@ -19,6 +19,7 @@ from vl_borg_hooks.victorialogs import lock
 POLL_SECONDS = 0.01
 # A start that was refused or died at once is tried again this often, until start_timeout is over.
 RETRY_SECONDS = 2
+WATCH_POLL_SECONDS = 0.2
 
 
 class StartFailed(OperatorError):
@@ -81,6 +82,7 @@ def locked(target: Target) -> Iterator[None]:
     wait = target.instance.stop_timeout
     try:
         with lock.hold(target.host, target.data_directory, wait=wait):
+            target.stopped = True
             yield
     except lock.LockHeld as error:
         raise OperatorError(
@@ -91,8 +93,9 @@ def locked(target: Target) -> Iterator[None]:
 
 def bring_back(hook: HookRelay, target: Target) -> None:
     """Start VictoriaLogs and wait until it is healthy; raises StartFailed."""
-    started = time.monotonic()
-    deadline = started + target.instance.start_timeout
+    deadline = time.monotonic() + target.instance.start_timeout
+    if target.stopped_at is not None and not target.stopped:
+        _wait_for_late_stop(target, deadline)
     complaint = ""
     while True:
         try:
@@ -106,6 +109,42 @@ def bring_back(hook: HookRelay, target: Target) -> None:
             raise _start_failed(target, complaint)
     if target.stopped_at is not None:
         target.downtime = time.monotonic() - target.stopped_at
+
+
+def _wait_for_late_stop(target: Target, deadline: float) -> None:
+    """Wait until a VictoriaLogs that was told to stop, and took too long, has stopped.
+
+    What answers until then is the server that will stop: to start anything would be to no avail.
+    Raises StartFailed where it still has not stopped by `deadline`: it may yet.
+    """
+    target.reporter.say("waiting for the stop that took too long, to start VictoriaLogs after it")
+    while lock.is_held(target.host, target.data_directory):
+        if time.monotonic() >= deadline:
+            failure = StartFailed(
+                f"VictoriaLogs was told to stop and has not, after {_seconds_since_stop(target)} s"
+            )
+            failure.state = "it still runs, but may stop at any time"
+            failure.hint = f"watch it, and when it stops run: {target.service.start_command()}"
+            raise failure
+        time.sleep(POLL_SECONDS)
+    target.stopped = True
+
+
+def _seconds_since_stop(target: Target) -> int:
+    return round(time.monotonic() - (target.stopped_at or 0))
+
+
+def watch(hook: HookRelay, target: Target, seconds: float) -> None:
+    """See to it that VictoriaLogs stays up for `seconds`.
+
+    A command that a killed run had under way, such as a script that stops it, may still take
+    effect after that run's death.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not _becomes_healthy(hook, target, time.monotonic()):
+            bring_back(hook, target)
+        time.sleep(WATCH_POLL_SECONDS)
 
 
 def _becomes_healthy(hook: HookRelay, target: Target, deadline: float) -> bool:
@@ -122,8 +161,9 @@ def _start_failed(target: Target, complaint: str) -> StartFailed:
     words = complaint
     with contextlib.suppress(OperatorError):
         words = target.service.last_words() or complaint
+    why = f": {words}" if words else ""
     failure = StartFailed(
-        f"VictoriaLogs did not come back within {target.instance.start_timeout:g} seconds: {words}",
+        f"VictoriaLogs did not come back within {target.instance.start_timeout:g} seconds{why}",
         hint=f"run: {target.service.start_command()}",
     )
     failure.state = "VICTORIALOGS IS DOWN"

@@ -38,6 +38,14 @@ class InvalidCopy(OperatorError):
     """A staging or extracted copy that is damaged, incomplete or not one of ours."""
 
 
+def unexpected(error: Exception) -> OperatorError:
+    """Return what the operator is told of an error that nobody has foreseen."""
+    return OperatorError(
+        f"unexpected {type(error).__name__}: {error}",
+        hint="-v shows where it came from: a plugin, or a bug to report",
+    )
+
+
 def printable(text: str) -> str:
     """Return `text` on one line: control characters and undecodable bytes become escapes."""
     return "".join(

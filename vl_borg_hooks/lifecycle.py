@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from vl_borg_hooks import control, plugins
 from vl_borg_hooks.borgmatic import calling_process
 from vl_borg_hooks.context import Backup, Target
-from vl_borg_hooks.errors import Busy, OperatorError
+from vl_borg_hooks.errors import Busy, OperatorError, unexpected
 from vl_borg_hooks.hosts import Host, LocalHost, SshHost
 from vl_borg_hooks.services import ServiceManager, State
 from vl_borg_hooks.staging import StagingCopy
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance, LoadedConfig
 
 Say = Callable[[str], None]
+
+# For how long a recovered VictoriaLogs is watched: as long as a command of the killed run may still
+# stop it.
+WATCH_SECONDS = 5
 
 
 def back_up(
@@ -142,10 +146,20 @@ def recover_all(
         state = InstanceState(loaded.config.state_directory, instance.name)
         try:
             with state.run_lock("recover", wait=None if wait else 0), explained(target):
-                if not recover(hook, target, state):
-                    target.reporter.say("nothing to recover")
+                _recover_one(hook, target, state)
         except Busy as busy:
             say(f"{busy}: nothing to recover")
+
+
+def _recover_one(hook: HookRelay, target: Target, state: InstanceState) -> None:
+    journal = state.journal()
+    if recover(hook, target, state):
+        if journal and journal.found_running:
+            control.watch(hook, target, WATCH_SECONDS)
+    else:
+        target.reporter.say("nothing to recover")
+    if state.lease_holder() is None:
+        state.release_lease()
 
 
 def recover(hook: HookRelay, target: Target, state: InstanceState) -> bool:
@@ -156,15 +170,16 @@ def recover(hook: HookRelay, target: Target, state: InstanceState) -> bool:
     journal = state.journal()
     if journal is None:
         return False
+    swap = Swap(target.host, target.data_directory, journal.swapped or ())
     target.reporter.say(f"a {journal.command} was killed: bringing VictoriaLogs back")
     if journal.swapped is not None:
         if target.service.state() is State.RUNNING:
             target.service.stop()
         with control.locked(target):
-            Swap(target.host, target.data_directory, journal.swapped).undo()
+            swap.undo()
     if journal.found_running:
         control.bring_back(hook, target)
-    Swap(target.host, target.data_directory).clean_up()
+    swap.clean_up()
     state.clear_journal()
     target.reporter.say(f"VictoriaLogs is {target.service.state().value} again, as it was found")
     return True
@@ -214,13 +229,16 @@ def _refuse_leased(backup: Backup, state: InstanceState, own_pid: int) -> None:
 
 @contextlib.contextmanager
 def explained(target: Target) -> Iterator[None]:
-    """Add instance and state of VictoriaLogs to any failure in this block."""
+    """Add instance and state of VictoriaLogs to any failure in this block, a plugin's too."""
     try:
         yield
-    except OperatorError as error:
+    except Exception as caught:
+        error = caught if isinstance(caught, OperatorError) else unexpected(caught)
         error.instance = error.instance or target.name
         error.state = error.state or control.describe_state(target)
-        raise
+        if error is caught:
+            raise
+        raise error from caught
 
 
 def target_fields(loaded: LoadedConfig, instance: Instance, say: Say) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from vl_borg_hooks.state import InstanceState, Journal
 from vl_borg_hooks.swap import Swap
 from vl_borg_hooks.transfer import rsync
 from vl_borg_hooks.transfer.progress import human_bytes
-from vl_borg_hooks.verify import verify
+from vl_borg_hooks.verify import differences, verify
 from vl_borg_hooks.victorialogs import lock
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
 
@@ -113,6 +113,7 @@ def _restore_one(hook: HookRelay, target: Restore, state: InstanceState, *, dry_
         Swap(target.host, target.data_directory).clean_up()
         try:
             target.placed = hook.place_copy(restore=target)
+            _check_placed(target, manifest)
             _replace(hook, target, state, manifest, expired)
         finally:
             if state.journal() is None:
@@ -122,6 +123,14 @@ def _restore_one(hook: HookRelay, target: Restore, state: InstanceState, *, dry_
         raise
     finally:
         hook.after_restore(restore=target, error=error)
+
+
+def _check_placed(target: Restore, manifest: Manifest) -> None:
+    """Raise InvalidCopy where what lies ready to be put in place is not what was verified."""
+    if isinstance(target.host, LocalHost):
+        inventory = target.copy.read_inventory(manifest.inventory_sha256)
+        for problem in differences(Path(target.incoming), inventory):
+            raise InvalidCopy(f"the copy changed while it was restored: {problem}")
 
 
 def _replace(

@@ -196,9 +196,11 @@ class StagingCopy:
 def walk(root: Path) -> Iterator[Directory]:
     """Yield every directory below `root` and itself, in a fixed order, following no link.
 
-    Raises InvalidCopy for links, devices, FIFOs and sockets, and for a tree deeper than any of
+    Raises InvalidCopy for links, devices, FIFOs and sockets, for hard links to what lies outside of
+    `root`, for names that no terminal shows as they are, and for a tree deeper than any of
     VictoriaLogs'.
     """
+    links: dict[tuple[int, int], list[Path]] = {}
     pending = [""]
     while pending:
         path = pending.pop()
@@ -209,17 +211,34 @@ def walk(root: Path) -> Iterator[Directory]:
         try:
             with os.scandir(root / path) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
+                    if not entry.name.isprintable():
+                        raise InvalidCopy(f"{root / path / entry.name}: is no name in a copy")
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISDIR(status.st_mode):
                         children.append(f"{path}/{entry.name}" if path else entry.name)
                     elif stat.S_ISREG(status.st_mode):
                         sizes[entry.name] = status.st_size
+                        if status.st_nlink > 1:
+                            _note_link(links, status, root / path / entry.name)
                     else:
                         raise InvalidCopy(f"{root / path / entry.name}: is no file or directory")
         except OSError as error:
             raise InvalidCopy(f"{root / path}: can't be read: {error.strerror}") from None
         yield Directory(path, sizes)
         pending += reversed(children)
+    for paths in links.values():
+        raise InvalidCopy(f"{paths[0]}: is a hard link to a file outside of the copy")
+
+
+def _note_link(
+    links: dict[tuple[int, int], list[Path]], status: os.stat_result, path: Path
+) -> None:
+    """Note one of the names of a file; the file is forgotten once all of its names were seen."""
+    key = (status.st_dev, status.st_ino)
+    names = links.setdefault(key, [])
+    names.append(path)
+    if len(names) == status.st_nlink:
+        del links[key]
 
 
 def find_copies(root: Path) -> list[StagingCopy]:

@@ -39,7 +39,7 @@ def verify(copy: StagingCopy) -> Report:
     try:
         report.manifest = copy.manifest()
         inventory = copy.read_inventory(report.manifest.inventory_sha256)
-        for problem in _differences(copy.data, inventory):
+        for problem in differences(copy.data, inventory):
             report.problems.append(problem)
             if len(report.problems) >= LISTED_PROBLEMS:
                 return report
@@ -86,7 +86,7 @@ def _compare_totals(copy: StagingCopy, manifest: Manifest, problems: list[str]) 
         )
 
 
-def _differences(data: Path, inventory: Iterator[Directory]) -> Iterator[str]:
+def differences(data: Path, inventory: Iterator[Directory]) -> Iterator[str]:
     """Yield where the tree `data` and `inventory` differ; both come in the same order."""
     present = walk(data)
     listed, found = next(inventory, None), next(present, None)
@@ -98,11 +98,11 @@ def _differences(data: Path, inventory: Iterator[Directory]) -> Iterator[str]:
             yield f"{data / found.path}: is a stray directory, not in the inventory"
             found = next(present, None)
         elif listed and found:
-            yield from _file_differences(data, listed, found)
+            yield from _filedifferences(data, listed, found)
             listed, found = next(inventory, None), next(present, None)
 
 
-def _file_differences(data: Path, listed: Directory, found: Directory) -> Iterator[str]:
+def _filedifferences(data: Path, listed: Directory, found: Directory) -> Iterator[str]:
     for name in sorted(listed.files.keys() | found.files.keys()):
         path = data / listed.path / name
         if name not in found.files:

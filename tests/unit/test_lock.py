@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.parts.waiting import wait_until
@@ -139,20 +140,12 @@ def test_a_lock_over_ssh_that_was_lost_meanwhile_is_an_error(data: Path, tmp_pat
     program.chmod(0o755)
     host = SshHost("user@host", (str(program),))
 
-    def lose() -> None:
-        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
-
     def hold_and_lose() -> None:
         with lock.hold(host, str(data)):
             # `sh -c` has become flock itself, whose lock goes with the connection.
-            lose()
-            wait_until(_dead(int((tmp_path / "pid").read_text())), 10, "the end of the connection")
+            holder = psutil.Process(int((tmp_path / "pid").read_text()))
+            holder.kill()
+            holder.wait(10)
 
     with pytest.raises(OperatorError, match="was lost in the final pass"):
         hold_and_lose()
-
-
-def _dead(pid: int):  # type: ignore[no-untyped-def]
-    import psutil
-
-    return lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"

@@ -198,7 +198,7 @@ def test_a_walk_comes_in_the_order_that_is_compared(tmp_path: Path) -> None:
         (tmp_path / path).mkdir(parents=True, exist_ok=True)
     keys = [directory.key for directory in walk(tmp_path)]
     assert keys == sorted(keys)
-    assert len(keys) == 6
+    assert len(keys) == 7
 
 
 def test_an_inventory_is_refused_for_a_mirror_with_a_link(copy: StagingCopy) -> None:

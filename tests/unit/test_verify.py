@@ -346,11 +346,11 @@ INNER: dict[str, tuple[Damage, str]] = {
     ),
     "truncated file": (
         lambda copy: truncate(copy, f"{PART}/index.bin"),
-        f"{PART}: holds 4393 bytes, but its metadata.json says 4394",
+        f"{PART}: holds 5023 bytes, but its metadata.json says 5024",
     ),
     "longer file": (
         lambda copy: lengthen(copy, f"{PART}/index.bin"),
-        f"{PART}: holds 4395 bytes, but its metadata.json says 4394",
+        f"{PART}: holds 5025 bytes, but its metadata.json says 5024",
     ),
     "stray part": (
         lambda copy: make_part(copy.path / DAY / "datadb/stray", rows=1, day=1),

@@ -1,0 +1,596 @@
+"""Through the command line: whatever is wrong is one line, and VictoriaLogs is as it was found.
+
+A server that only holds the lock of its data stands in for VictoriaLogs; all else is real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import final
+
+import psutil
+import pytest
+
+from tests.parts.disk import SmallDisk
+from tests.parts.waiting import wait_until
+from tests.support import (
+    LockingServer,
+    command_line,
+    make_copy,
+    make_data,
+    run_command_line,
+    tree,
+    write_config,
+)
+from vl_borg_hooks.staging import StagingCopy
+from vl_borg_hooks.verify import verify
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@final
+class Site:
+    """A server with its data, a config for it, and a staging path."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data = make_data(root / "data")
+        self.staging = StagingCopy(root / "staging")
+        self.server = LockingServer(self.data)
+        self.fields: dict[str, object] = {
+            "name": "default",
+            "data_path": str(self.data),
+            "staging_path": str(self.staging.path),
+            "service": self.server.service,
+            "stop_timeout": 10,
+            "start_timeout": 10,
+        }
+        self.config = root / "config.yaml"
+        self.configure()
+
+    def configure(self, **changes: object) -> None:
+        """Write the config, with `changes`."""
+        self.fields.update(changes)
+        write_config(self.config, [self.fields], state_path=str(self.root / "state"))
+
+    def command(
+        self, *arguments: str | Path, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run our command line with this config, quiet but for errors."""
+        return run_command_line(
+            *("--config", self.config, "--verbosity", "-1", *arguments), environment=environment
+        )
+
+    def content(self) -> dict[str, tuple[str, object]]:
+        """The data, without what only locks."""
+        return {path: what for path, what in tree(self.data).items() if path != "flock.lock"}
+
+    @property
+    def published(self) -> bool:
+        """Whether Borg would archive the staging copy."""
+        return self.staging.manifest_path.exists()
+
+    def backs_up(self) -> None:
+        """Make a backup; AssertionError where it fails or is not sound."""
+        done = self.command("before-create")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert verify(self.staging).problems == []
+        copied = {path: what for path, what in tree(self.staging.data).items()}
+        assert copied == self.content()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path)
+    with site.server:
+        site.server.start()
+        yield site
+        # The guard of a run may still be about: it ends by itself.
+        wait_until(lambda: not guards(site.config), 20, "the end of the guards")
+
+
+def guards(config: Path) -> list[psutil.Process]:
+    """Return the processes of ours that still run with `config`."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if str(config) in (process.info["cmdline"] or [])
+        and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
+
+
+def the_line(done: subprocess.CompletedProcess[str], status: int = 1) -> str:
+    """Return the one line that a command which failed as expected has said."""
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("vl-borg-hooks: ")
+    return done.stderr
+
+
+RSYNC = """\
+#!/bin/sh
+case "$1" in --version) exec {real} --version ;; esac
+if [ -e {root}/warm ]; then
+    {final}
+else
+    : > {root}/warm
+fi
+exec {real} "$@"
+"""
+
+
+def final_pass_does(site: Site, script: str) -> Mapping[str, str]:
+    """Return an environment in which the second rsync that copies runs `script` first."""
+    binaries = site.root / "bin"
+    binaries.mkdir(exist_ok=True)
+    (site.root / "warm").unlink(missing_ok=True)
+    content = RSYNC.format(real=shutil.which("rsync"), root=site.root, final=script)
+    (binaries / "rsync").write_text(content)
+    (binaries / "rsync").chmod(0o755)
+    return {"PATH": f"{binaries}:{os.environ['PATH']}"}
+
+
+@final
+class BlockedRun:
+    """A before-create that stands still in its final pass."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.gate = site.root / "gate"
+        os.mkfifo(self.gate)
+        blocked = site.root / "blocked"
+        environment = final_pass_does(site, f": > {blocked}; read line < {self.gate}")
+        self.process = subprocess.Popen(
+            command_line("--config", site.config, "before-create"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+        wait_until(blocked.exists, 30, "the final pass")
+
+    def go_on(self) -> None:
+        """Let the final pass do its work."""
+        self.gate.write_text("\n")
+
+
+# What is wrong before anything was touched: server, data and staging copy are left as they are.
+
+
+def no_config(site: Site) -> None:
+    site.config.unlink()
+
+
+def open_config(site: Site) -> None:
+    site.config.chmod(0o666)
+
+
+def no_data(site: Site) -> None:
+    (site.root / "empty").mkdir()
+    site.configure(data_path=str(site.root / "empty"))
+
+
+def missing_data(site: Site) -> None:
+    site.configure(data_path=str(site.root / "nothing"))
+
+
+def data_is_a_file(site: Site) -> None:
+    (site.root / "file").touch()
+    site.configure(data_path=str(site.root / "file"))
+
+
+def command(site: Site, **changes: list[str]) -> None:
+    commands = {action: site.server.argv(action) for action in ("stop", "start", "status")}
+    site.configure(service={"command": {**commands, **changes}})
+
+
+def unreachable(site: Site) -> None:
+    ssh = ["ssh", "-F", "/dev/null", "-p", "1"]
+    site.configure(data_path="127.0.0.1:/srv/data", ssh_command=ssh)
+
+
+def staging_open(site: Site) -> None:
+    site.staging.path.chmod(0o777)
+
+
+def staging_is_a_file(site: Site) -> None:
+    shutil.rmtree(site.staging.path)
+    site.staging.path.touch()
+
+
+def state_open(site: Site) -> None:
+    (site.root / "state").chmod(0o777)
+
+
+def bad_journal(site: Site) -> None:
+    (site.root / "state/default/journal.json").write_bytes(b"\0\0\0")
+
+
+def no_program(site: Site) -> None:
+    program = site.root / "program"
+    program.write_text("no interpreter line")
+    program.chmod(0o755)
+    command(site, status=[str(program)])
+
+
+BEFORE: dict[str, tuple[Callable[[Site], object], str]] = {
+    "no config": (no_config, "there is no config file"),
+    "a config that others can write": (open_config, "can be written by others"),
+    "no VictoriaLogs data": (no_data, "is no VictoriaLogs data directory"),
+    "data that is missing": (missing_data, "is no VictoriaLogs data directory"),
+    "data that is a file": (data_is_a_file, "is no VictoriaLogs data directory"),
+    "no status command": (
+        lambda site: command(site, status=["/no/such/command"]),
+        "the command /no/such/command was not found",
+    ),
+    "no stop command": (
+        lambda site: command(site, stop=["/no/such/command"]),
+        "the command /no/such/command was not found",
+    ),
+    "no start command": (
+        lambda site: command(site, start=["/no/such/command"]),
+        "the command /no/such/command was not found",
+    ),
+    "a command that can't be executed": (no_program, "/program"),
+    "a status that tells nothing": (
+        lambda site: command(site, status=["sh", "-c", "echo who knows >&2; exit 4"]),
+        "who knows",
+    ),
+    "stopped by its service, but running": (
+        lambda site: command(site, status=["false"]),
+        "is stopped, but a process holds the lock",
+    ),
+    "another data path": (
+        lambda site: site.configure(data_path=str(make_data(site.root / "other"))),
+        "runs, but no process holds the lock",
+    ),
+    "a host that can't be reached": (unreachable, "127.0.0.1 could not be reached over ssh"),
+    "an unknown service manager": (
+        lambda site: site.configure(service={"sytemd": "x"}),
+        "is no service manager; there are: ",
+    ),
+    "a state directory that others can write": (state_open, "can be written by others"),
+    "a journal that makes no sense": (bad_journal, "journal.json"),
+}
+
+
+@pytest.mark.parametrize("reason", BEFORE)
+def test_what_is_wrong_is_said_before_anything_is_touched(site: Site, reason: str) -> None:
+    site.backs_up()
+    site.command("after-create")
+    cause, expected = BEFORE[reason]
+    cause(site)
+    before, copy, pid = site.content(), tree(site.staging.path), site.server.pid
+    assert expected in the_line(site.command("before-create"))
+    assert site.server.running
+    assert site.server.pid == pid
+    assert site.content() == before
+    assert tree(site.staging.path) == copy
+
+
+def test_an_unknown_instance_names_those_there_are(site: Site) -> None:
+    said = the_line(site.command("--instance", "other", "before-create"))
+    assert "has no instance 'other'; it has: default" in said
+
+
+def test_a_missing_rsync_is_said_before_anything_is_touched(site: Site) -> None:
+    (site.root / "empty").mkdir()
+    pid = site.server.pid
+    said = the_line(site.command("before-create", environment={"PATH": f"{site.root}/empty"}))
+    assert "the command rsync was not found; VictoriaLogs is running; install rsync" in said
+    assert site.server.pid == pid
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [(staging_open, "can be written by others"), (staging_is_a_file, "could not ")],
+    ids=["open", "a file"],
+)
+def test_a_staging_path_that_can_not_be_used_is_said(
+    site: Site, cause: Callable[[Site], object], expected: str
+) -> None:
+    site.backs_up()
+    cause(site)
+    pid = site.server.pid
+    assert expected in the_line(site.command("before-create"))
+    assert site.server.running
+    assert site.server.pid == pid
+
+
+def test_a_stop_command_that_fails_leaves_the_server_running(site: Site) -> None:
+    command(site, stop=["sh", "-c", "echo no way >&2; exit 1"])
+    pid = site.server.pid
+    said = the_line(site.command("before-create"))
+    assert "no way; VictoriaLogs is running" in said
+    assert (site.server.running, site.server.pid) == (True, pid)
+    assert not site.published
+
+
+def test_a_server_that_does_not_stop_in_time_is_left_running(site: Site) -> None:
+    command(site, stop=["true"])
+    site.configure(stop_timeout=0.5)
+    pid = site.server.pid
+    said = the_line(site.command("before-create"))
+    assert "VictoriaLogs did not stop within 0.5 seconds" in said
+    assert (site.server.running, site.server.pid) == (True, pid)
+    assert not site.published
+
+
+def test_a_server_that_does_not_come_back_is_the_loudest_error_there_is(site: Site) -> None:
+    command(site, start=["sh", "-c", "echo out of luck >&2; exit 1"])
+    site.configure(start_timeout=0.5)
+    said = the_line(site.command("before-create"))
+    assert "VICTORIALOGS IS DOWN" in said
+    assert "out of luck" in said
+    assert "run: sh -c" in said
+    # Once it can be started, the next run does that by itself.
+    command(site)
+    site.backs_up()
+    assert site.server.running
+
+
+def test_a_staging_filesystem_without_room_is_said_and_nothing_is_published(site: Site) -> None:
+    if reason := SmallDisk.why_not():
+        pytest.skip(reason)
+    site.backs_up()
+    shutil.rmtree(site.staging.path)
+    (site.data / "partitions/20261121/datadb/large").write_bytes(bytes(4 << 20))
+    before, pid = site.content(), site.server.pid
+    with SmallDisk(site.staging.path, 1 << 20) as disk:
+        disk.path.chmod(0o700)
+        said = the_line(site.command("before-create"))
+        assert "No space left on device" in said or "room" in said or "free" in said
+        assert not site.published
+    assert (site.server.running, site.server.pid) == (True, pid)
+    assert site.content() == before
+
+
+def test_a_staging_filesystem_that_is_full_in_the_final_pass_leaves_the_server_running(
+    site: Site,
+) -> None:
+    if reason := SmallDisk.why_not():
+        pytest.skip(reason)
+    large = site.data / "partitions/20261121/datadb/large"
+    environment = final_pass_does(site, f"head -c 4194304 /dev/zero > {large}")
+    with SmallDisk(site.staging.path, 1 << 20) as disk:
+        disk.path.chmod(0o700)
+        said = the_line(site.command("before-create", environment=environment))
+        assert "the final pass failed: " in said
+        assert "No space left on device" in said
+        assert "VictoriaLogs is running" in said
+        assert not site.published
+    assert site.server.running
+    large.unlink()
+    site.backs_up()
+
+
+def test_files_that_vanish_in_the_final_pass_are_an_error(site: Site) -> None:
+    complaint = "echo 'file has vanished: x' >&2; exit 24"
+    environment = final_pass_does(site, complaint)
+    said = the_line(site.command("before-create", environment=environment))
+    assert "the final pass failed: file has vanished: x" in said
+    assert not site.published
+    assert site.server.running
+
+
+def test_a_final_pass_longer_than_max_downtime_is_given_up(site: Site) -> None:
+    site.configure(max_downtime=1)
+    environment = final_pass_does(site, "exec sleep 50")
+    started = time.monotonic()
+    said = the_line(site.command("before-create", environment=environment))
+    assert time.monotonic() - started < 15
+    assert "the final pass took longer than" in said
+    assert "VictoriaLogs is running" in said
+    assert not site.published
+    assert site.server.running
+
+
+def test_a_copy_that_is_not_consistent_is_not_published(site: Site) -> None:
+    part = next((site.data / "partitions/20261121/datadb").glob("18A*"))
+    os.truncate(part / "index.bin", 1)
+    said = the_line(site.command("before-create"))
+    assert "the staging copy is not consistent: " in said
+    assert str(part.relative_to(site.data)) in said
+    assert not site.published
+    assert site.server.running
+
+
+def test_a_server_that_was_found_stopped_stays_stopped_and_is_backed_up(site: Site) -> None:
+    site.server.stop()
+    site.backs_up()
+    assert not site.server.running
+    (site.data / "flock.lock").unlink()
+    site.backs_up()
+    assert not site.server.running
+
+
+def test_a_dry_run_changes_nothing(site: Site) -> None:
+    pid, before = site.server.pid, site.content()
+    done = site.command("--dry-run", "before-create")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not site.staging.path.exists()
+    assert site.server.pid == pid
+    assert site.content() == before
+
+
+# Two at once, and runs that are killed.
+
+
+def test_a_second_run_is_refused_softly_and_told_who_holds_the_first(site: Site) -> None:
+    blocked = BlockedRun(site)
+    said = the_line(site.command("before-create"), status=75)
+    assert f"another run holds this instance: before-create (pid {blocked.process.pid}, " in said
+    copy = make_copy(site.root / "extracted")
+    said = the_line(site.command("restore", "--from", copy.path), status=75)
+    assert f"(pid {blocked.process.pid}, " in said
+    blocked.go_on()
+    _, log = blocked.process.communicate(timeout=30)
+    assert blocked.process.returncode == 0, log
+    assert site.published
+    assert site.server.running
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_a_run_that_is_ended_in_the_final_pass_leaves_the_server_running(
+    site: Site, number: signal.Signals
+) -> None:
+    before = site.content()
+    blocked = BlockedRun(site)
+    assert not site.server.running
+    blocked.process.send_signal(number)
+    started = time.monotonic()
+    site.server.wait(running=True)
+    assert time.monotonic() - started < 10
+    _, log = blocked.process.communicate(timeout=30)
+    if number != signal.SIGKILL:
+        assert blocked.process.returncode == 1
+        said = log.splitlines()[-1]
+        assert said.startswith(f"vl-borg-hooks: default: ended by {number.name}; ")
+        assert "VictoriaLogs is running" in said
+        assert "Traceback" not in log
+    assert not site.published
+    assert site.content() == before
+    wait_until(lambda: not guards(site.config), 20, "the end of the guard")
+    assert site.server.running
+    site.backs_up()
+
+
+def test_a_server_that_was_found_stopped_stays_stopped_though_the_run_is_killed(
+    site: Site,
+) -> None:
+    site.server.stop()
+    # There is no warm pass: the first rsync is the final one.
+    environment = final_pass_does(site, f": > {site.root}/blocked; exec sleep 50")
+    (site.root / "warm").touch()
+    with subprocess.Popen(
+        command_line("--config", site.config, "before-create"),
+        env={**os.environ, **environment},
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        wait_until((site.root / "blocked").exists, 30, "the final pass")
+        process.kill()
+    wait_until(lambda: not guards(site.config), 20, "the end of all processes")
+    assert not site.server.running
+    assert not site.published
+    site.backs_up()
+
+
+def test_recovering_where_there_is_nothing_to_recover_changes_nothing(site: Site) -> None:
+    pid, before = site.server.pid, site.content()
+    assert site.command("recover").returncode == 0
+    assert (site.server.running, site.server.pid) == (True, pid)
+    assert site.content() == before
+
+
+# Restores that must not be.
+
+
+def no_copy(site: Site, copy: StagingCopy) -> None:
+    shutil.rmtree(copy.path)
+    make_data(copy.path)
+
+
+def of_another(site: Site, copy: StagingCopy) -> None:
+    fields = json.loads(copy.manifest_path.read_bytes()) | {"instance": "other"}
+    copy.manifest_path.write_text(json.dumps(fields))
+
+
+def two_of_one(site: Site, copy: StagingCopy) -> None:
+    shutil.copytree(copy.path, copy.path / "inner" / "a")
+    shutil.copytree(copy.path / "inner" / "a", copy.path / "inner" / "b")
+    copy.manifest_path.unlink()
+
+
+def damaged(site: Site, copy: StagingCopy) -> None:
+    path = next(copy.data.rglob("index.bin"))
+    os.truncate(path, 3)
+
+
+def with_a_link(site: Site, copy: StagingCopy) -> None:
+    (copy.data / "partitions/20261121/datadb/link").symlink_to("/etc")
+
+
+RESTORES: dict[str, tuple[Callable[[Site, StagingCopy], object], str]] = {
+    "missing": (lambda site, copy: shutil.rmtree(copy.path), "No such file or directory"),
+    "no copy": (no_copy, "holds no staging copy"),
+    "another instance's": (of_another, "holds copies of other, none of default"),
+    "two of one instance": (two_of_one, "holds two copies of default"),
+    "damaged": (damaged, "index.bin: has 3 bytes, should have 544"),
+    "with a link": (with_a_link, "datadb/link: is no file or directory"),
+    "unpublished": (lambda site, copy: copy.unpublish(), "holds no staging copy"),
+}
+
+
+@pytest.mark.parametrize("reason", RESTORES)
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+def test_a_restore_that_must_not_be_touches_nothing(
+    site: Site, reason: str, *, running: bool
+) -> None:
+    copy = make_copy(site.root / "extracted")
+    cause, expected = RESTORES[reason]
+    cause(site, copy)
+    if not running:
+        site.server.stop()
+    before, pid = tree(site.data), site.server.pid
+    assert expected in the_line(site.command("restore", "--from", copy.path))
+    assert site.server.running is running
+    assert site.server.pid == pid
+    assert tree(site.data) == before
+
+
+@pytest.mark.parametrize("name", ["plain", "with space", "new\nline", os.fsdecode(b"no utf8 \xff")])
+def test_a_copy_is_restored_from_wherever_it_is(site: Site, name: str) -> None:
+    copy = make_copy(site.root / name / "var/lib/vl-borg-hooks/default")
+    (site.data / "partitions/20261121/datadb/old").mkdir()
+    done = site.command("restore", "--from", site.root / name)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert site.content() == tree(copy.data)
+    assert site.server.running
+
+
+def test_a_restored_server_that_does_not_come_up_gets_its_data_back(site: Site) -> None:
+    copy = make_copy(site.root / "extracted")
+    (copy.data / "refuses").mkdir()
+    from tests.support import publish
+
+    publish(copy)
+    before = site.content()
+    start = site.server.argv("start")
+    # It starts on any data but the restored.
+    refusing = f'[ ! -e {site.data}/refuses ] && exec "$@"; echo refuses >&2; exit 1'
+    command(site, start=["sh", "-c", refusing, "sh", *start])
+    site.configure(start_timeout=3)
+    said = the_line(site.command("restore", "--from", copy.path))
+    assert "VictoriaLogs did not come back" in said
+    assert "VictoriaLogs is running, on the data that was there before" in said
+    assert site.server.running
+    assert site.content() == before
+
+
+def test_a_restore_onto_a_filesystem_without_room_touches_nothing(site: Site) -> None:
+    if reason := SmallDisk.why_not():
+        pytest.skip(reason)
+    copy = make_copy(site.root / "extracted")
+    from tests.support import publish
+
+    (copy.data / "large").write_bytes(bytes(4 << 20))
+    publish(copy)
+    site.server.stop()
+    with SmallDisk(site.root / "small", 1 << 20) as disk:
+        site.configure(data_path=str(disk.path / "data"))
+        shutil.copytree(site.data, disk.path / "data")
+        before = tree(disk.path)
+        said = the_line(site.command("restore", "--from", copy.path))
+        assert "the copy needs 4." in said
+        assert "free; " in said
+        assert tree(disk.path) == before
