@@ -43,13 +43,15 @@ def run(
     timeout: float | None = None,
     on_output: Callable[[str], None] | None = None,
     dies_with_us: bool = False,
+    idle: bool = False,
 ) -> Completed:
     """Run `argv`, wait for it, and return what it left.
 
     `ok` are the exit statuses that are no failure; `timeout` is in seconds, after which the command
     is ended and, where it can't be, left behind. `on_output` receives stdout in pieces as it comes; otherwise stdout goes
     to a file, never to a pipe, so that a server which the command leaves running can't keep us
-    waiting for the pipe's end. `dies_with_us` has the kernel end the command when we are killed.
+    waiting for the pipe's end. `dies_with_us` has the kernel end the command when we are killed;
+    `idle` gives it the processor and the disk only when nobody else wants them.
 
     Raises CommandFailed where the command is missing, fails, or takes too long.
     """
@@ -80,6 +82,8 @@ def run(
             _decode_errors="backslashreplace",
             _preexec_fn=_die_with_parent() if dies_with_us else None,
         )
+        if idle:
+            _make_idle(process.pid)
         try:
             exit_status = _exit_status(process, timeout)
         except BaseException:
@@ -93,6 +97,16 @@ def run(
     if completed.exit_status not in ok:
         raise CommandFailed(f"{shlex.join(argv)} failed: {completed.last_line}")
     return completed
+
+
+def _make_idle(pid: int) -> None:
+    """Put process `pid` behind all others; where the kernel refuses, it runs as any other."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        process = psutil.Process(pid)
+        process.ionice(psutil.IOPRIO_CLASS_IDLE)
+        process.nice(19)
 
 
 def _exit_status(process: Any, timeout: float | None) -> int | None:

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -65,6 +65,12 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class WarmOptions(_Model):
+    """How the warm passes are done."""
+
+    bwlimit: str | None = Field(default=None, pattern=r"^[1-9][0-9]*(\.[0-9]+)?[kKmMgG]?$")
+
+
 class RestoreOptions(_Model):
     """How a restore of one instance is done."""
 
@@ -84,6 +90,8 @@ class Instance(_Model):
     stop_timeout: float = Field(default=60, gt=0)
     start_timeout: float = Field(default=120, gt=0)
     max_downtime: float = Field(default=300, gt=0)
+    final_pass: Literal["auto", "frozen", "stopped"] = "auto"
+    warm: WarmOptions = WarmOptions()
     restore: RestoreOptions = RestoreOptions()
 
     @property
@@ -278,7 +286,8 @@ def _valid_keys(location: Location) -> list[str]:
     """Return the keys that the mapping at `location` may have."""
     model: type[BaseModel] = Config
     if location[:1] == ("instances",):
-        model = RestoreOptions if location[-1] == "restore" else Instance
+        options: dict[str, type[BaseModel]] = {"restore": RestoreOptions, "warm": WarmOptions}
+        model = options.get(str(location[-1]), Instance)
     return list(model.model_fields)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vl_borg_hooks.hosts import Host
+from vl_borg_hooks.hosts import Host, LocalHost
 from vl_borg_hooks.services import ServiceManager, State
 from vl_borg_hooks.staging import StagingCopy
 from vl_borg_hooks.victorialogs.http import Client
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance
     from vl_borg_hooks.transfer import PassResult
     from vl_borg_hooks.transfer.progress import Reporter
+    from vl_borg_hooks.victorialogs.changes import Delta, Listing
 
 
 @dataclass(kw_only=True)
@@ -65,10 +67,31 @@ class Backup(Target):
     staging: StagingCopy
     warm: PassResult | None = None
     final: PassResult | None = None
+    # What the data directory held before the last warm pass; None where there was none.
+    listing: Listing | None = None
+    # What the final pass has to copy and remove; None where it has to look at everything.
+    delta: Delta | None = None
+    # Whether hard links can be made on the data's filesystem, and whether they have been made.
+    can_freeze: bool = False
+    is_frozen: bool = False
+
+    @property
+    def frozen(self) -> str:
+        """Where, on `host`, hard links keep what the final pass has to copy."""
+        return f"{self.working_directory}/frozen"
+
+    @property
+    def on_one_filesystem(self) -> bool:
+        """Whether the staging copy can share its files with the data, as hard links."""
+        try:
+            device = os.stat(self.data_directory).st_dev
+            return isinstance(self.host, LocalHost) and os.stat(self.staging.data).st_dev == device
+        except OSError:
+            return False
 
     def remaining_downtime(self) -> float | None:
         """Return how many seconds of `max_downtime` are left, None outside the stop window."""
-        if self.stopped_at is None:
+        if self.stopped_at is None or self.downtime is not None:
             return None
         passed = time.monotonic() - self.stopped_at
         return max(self.instance.max_downtime - passed, 0.001)

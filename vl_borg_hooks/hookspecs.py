@@ -71,11 +71,23 @@ def stop_service(target: Target) -> bool | None:
 
 
 @hookspec(firstresult=True)
-def final_pass(backup: Backup) -> PassResult | None:
-    """Step: bring `backup.staging.data` up to date, exactly, while the data directory is locked.
+def freeze(backup: Backup) -> bool | None:
+    """Step: keep what the final pass has to copy such that VictoriaLogs can start before that.
 
-    In the stop window, except where VictoriaLogs was found stopped. An exception ends the run
-    after VictoriaLogs was started again; the staging copy stays unpublished.
+    In the stop window, the data directory locked. Return False where that can't be done: the final
+    pass then comes before the start. An exception ends the run after VictoriaLogs was started
+    again; the staging copy stays unpublished.
+    """
+
+
+@hookspec(firstresult=True)
+def final_pass(backup: Backup) -> PassResult | None:
+    """Step: bring `backup.staging.data` up to date, exactly.
+
+    Where `backup.is_frozen`, from `backup.frozen` while VictoriaLogs serves again; otherwise from
+    the data directory, locked, in the stop window or with VictoriaLogs found stopped. Where
+    `backup.delta` is None all is to be looked at, else only that. An exception ends the run, with
+    VictoriaLogs back in the state it was found in; the staging copy stays unpublished.
     """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from vl_borg_hooks.state import InstanceState
 from vl_borg_hooks.swap import Swap
 from vl_borg_hooks.transfer import rsync
 from vl_borg_hooks.transfer.progress import Reporter, human_bytes
-from vl_borg_hooks.victorialogs import lock
+from vl_borg_hooks.victorialogs import changes, freeze, lock
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ Say = Callable[[str], None]
 # For how long a recovered VictoriaLogs is watched: as long as a command of the killed run may still
 # stop it.
 WATCH_SECONDS = 5
+# Another warm pass is made, where the final one is made in the stop window, as long as the last one
+# copied more than this and less than half of the one before: it then has less to copy again.
+ENOUGH_BYTES = 16_000_000
+MOST_WARM_PASSES = 5
 
 
 def back_up(
@@ -47,7 +52,7 @@ def back_up(
     backups = [
         Backup(
             **target_fields(loaded, instance, say),
-            staging=StagingCopy(Path(instance.staging_path)),
+            staging=StagingCopy(Path(instance.staging_path), ours=True),
         )
         for instance in instances
     ]
@@ -82,7 +87,10 @@ def _back_up_one(hook: HookRelay, backup: Backup, state: InstanceState) -> None:
         with explained(backup):
             backup.staging.create()
             backup.staging.unpublish()
-            _copy(hook, backup, state)
+            try:
+                _copy(hook, backup, state)
+            finally:
+                _remove_working_directory(backup)
             manifest = hook.publish(backup=backup)
         backup.reporter.say(
             f"published: {manifest.rows} rows, {manifest.files} files, "
@@ -95,6 +103,12 @@ def _back_up_one(hook: HookRelay, backup: Backup, state: InstanceState) -> None:
         hook.after_backup(backup=backup, error=error)
 
 
+def _remove_working_directory(target: Target) -> None:
+    """Remove what we left in the data directory, if anything: frozen links, an old restore's."""
+    if target.host.is_directory(target.working_directory):
+        target.host.remove_tree(target.working_directory)
+
+
 def _copy(hook: HookRelay, backup: Backup, state: InstanceState) -> None:
     """Bring the staging copy up to date, in two passes around a stop or in one where stopped."""
     if backup.found is State.STOPPED:
@@ -102,11 +116,46 @@ def _copy(hook: HookRelay, backup: Backup, state: InstanceState) -> None:
         with lock.hold(backup.host, backup.data_directory):
             backup.final = hook.final_pass(backup=backup)
         return
-    backup.warm = hook.warm_pass(backup=backup)
-    backup.reporter.say(f"warm pass: {describe_pass(backup.warm)}")
+    _prepare_freezing(backup)
+    _warm_up(hook, backup)
     with control.stop_window(hook, backup, state, "before-create"):
+        if backup.listing is not None:
+            now = changes.read(backup.host, backup.data_directory, backup.listing)
+            backup.delta = changes.delta(backup.listing, now)
+        backup.is_frozen = hook.freeze(backup=backup)
+        if not backup.is_frozen:
+            backup.final = hook.final_pass(backup=backup)
+    if backup.is_frozen:
         backup.final = hook.final_pass(backup=backup)
-    backup.reporter.say(f"final pass: {describe_pass(backup.final)}")
+    when = "frozen, after the start" if backup.is_frozen else "while it was stopped"
+    backup.reporter.say(f"final pass, {when}: {describe_pass(backup.final)}")
+
+
+def _prepare_freezing(backup: Backup) -> None:
+    """Find out, before the stop, whether the final pass can wait until after it."""
+    wanted = backup.instance.final_pass
+    if wanted == "stopped":
+        return
+    lock.ensure_file(backup.host, backup.data_directory)
+    backup.can_freeze = freeze.is_possible(backup.host, backup.data_directory, backup.frozen)
+    if wanted == "frozen" and not backup.can_freeze:
+        raise OperatorError(
+            f"no hard links can be made in {backup.instance.data_path}, as final_pass: frozen wants",
+            hint="say final_pass: auto, or let this user write there",
+        )
+
+
+def _warm_up(hook: HookRelay, backup: Backup) -> None:
+    """Do warm passes until little is left for a final pass that VictoriaLogs has to wait for."""
+    copied: float = math.inf
+    for _ in range(MOST_WARM_PASSES):
+        backup.listing = changes.read(backup.host, backup.data_directory)
+        backup.warm = hook.warm_pass(backup=backup)
+        backup.reporter.say(f"warm pass: {describe_pass(backup.warm)}")
+        shrinks = backup.warm.bytes < copied / 2
+        copied = backup.warm.bytes
+        if backup.can_freeze or copied < ENOUGH_BYTES or not shrinks:
+            return
 
 
 def describe_pass(result: Any) -> str:
@@ -169,6 +218,7 @@ def recover(hook: HookRelay, target: Target, state: InstanceState) -> bool:
     """
     journal = state.journal()
     if journal is None:
+        _remove_working_directory(target)
         return False
     swap = Swap(target.host, target.data_directory, journal.swapped or ())
     target.reporter.say(f"a {journal.command} was killed: bringing VictoriaLogs back")

@@ -17,7 +17,7 @@ from vl_borg_hooks.context import Restore
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.hosts import LocalHost, Owner
 from vl_borg_hooks.services import State
-from vl_borg_hooks.staging import Manifest, Partition, StagingCopy, find_copies
+from vl_borg_hooks.staging import Manifest, Partition, StagingCopy, find_copies, walk
 from vl_borg_hooks.state import InstanceState, Journal
 from vl_borg_hooks.swap import Swap
 from vl_borg_hooks.transfer import rsync
@@ -62,7 +62,7 @@ def restore(
     for instance in chosen:
         target = Restore(
             **lifecycle.target_fields(loaded, instance, say),
-            copy=copies[instance.name],
+            copy=known(copies[instance.name], instances),
             start_if_stopped=start,
         )
         with lifecycle.run(loaded, target, "restore") as state, lifecycle.explained(target):
@@ -78,6 +78,13 @@ def restore_extracted(
         say("restore: on_extract: is not set for any instance: nothing is restored")
         return
     restore(loaded, wanted, extract_destination(), say, start=False, dry_run=dry_run)
+
+
+def known(copy: StagingCopy, instances: Sequence[Instance]) -> StagingCopy:
+    """Return `copy`, as ours where it is the staging copy of one of `instances`."""
+    path = copy.path.resolve()
+    ours = any(Path(instance.staging_path).resolve() == path for instance in instances)
+    return StagingCopy(copy.path, ours=ours)
 
 
 def _copies_by_instance(root: Path) -> dict[str, StagingCopy]:
@@ -129,7 +136,8 @@ def _check_placed(target: Restore, manifest: Manifest) -> None:
     """Raise InvalidCopy where what lies ready to be put in place is not what was verified."""
     if isinstance(target.host, LocalHost):
         inventory = target.copy.read_inventory(manifest.inventory_sha256)
-        for problem in differences(Path(target.incoming), inventory):
+        incoming = Path(target.incoming)
+        for problem in differences(incoming, walk(incoming), inventory):
             raise InvalidCopy(f"the copy changed while it was restored: {problem}")
 
 

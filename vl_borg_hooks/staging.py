@@ -96,9 +96,13 @@ class Totals:
 
 @dataclass(frozen=True)
 class StagingCopy:
-    """A staging or extracted copy at `path`."""
+    """A staging or extracted copy at `path`.
+
+    Only `ours`, which no stranger has written, may share files with the data, as hard links.
+    """
 
     path: Path
+    ours: bool = False
 
     @property
     def data(self) -> Path:
@@ -152,7 +156,7 @@ class StagingCopy:
         count = size = 0
         try:
             with open(self.inventory_path, "wb", opener=files.private) as inventory:
-                for directory in walk(self.data):
+                for directory in self.walk():
                     line = json.dumps([directory.path, directory.files]).encode() + b"\n"
                     inventory.write(line)
                     digest.update(line)
@@ -163,6 +167,10 @@ class StagingCopy:
                 f"could not write {self.inventory_path}: {error.strerror}"
             ) from None
         return Totals(count, size, digest.hexdigest())
+
+    def walk(self) -> Iterator[Directory]:
+        """Yield every directory of the mirror; raises InvalidCopy for what none may hold."""
+        return walk(self.data, linked=self.ours)
 
     def read_inventory(self, expected_sha256: str) -> Iterator[Directory]:
         """Yield what the inventory lists; raises InvalidCopy, at the end for a wrong checksum."""
@@ -193,12 +201,12 @@ class StagingCopy:
         return Directory(path, sizes)
 
 
-def walk(root: Path) -> Iterator[Directory]:
+def walk(root: Path, *, linked: bool = False) -> Iterator[Directory]:
     """Yield every directory below `root` and itself, in a fixed order, following no link.
 
-    Raises InvalidCopy for links, devices, FIFOs and sockets, for hard links to what lies outside of
-    `root`, for names that no terminal shows as they are, and for a tree deeper than any of
-    VictoriaLogs'.
+    Raises InvalidCopy for links, devices, FIFOs and sockets, for names that no terminal shows as
+    they are, for a tree deeper than any of VictoriaLogs', and, unless it may be `linked`, for hard
+    links to what lies outside of `root`.
     """
     links: dict[tuple[int, int], list[Path]] = {}
     pending = [""]
@@ -218,7 +226,7 @@ def walk(root: Path) -> Iterator[Directory]:
                         children.append(f"{path}/{entry.name}" if path else entry.name)
                     elif stat.S_ISREG(status.st_mode):
                         sizes[entry.name] = status.st_size
-                        if status.st_nlink > 1:
+                        if status.st_nlink > 1 and not linked:
                             _note_link(links, status, root / path / entry.name)
                     else:
                         raise InvalidCopy(f"{root / path / entry.name}: is no file or directory")

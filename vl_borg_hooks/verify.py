@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vl_borg_hooks.errors import InvalidCopy
-from vl_borg_hooks.staging import Directory, Manifest, Partition, StagingCopy, walk
+from vl_borg_hooks.staging import Directory, Manifest, Partition, StagingCopy
 from vl_borg_hooks.victorialogs import parts
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
 
@@ -39,7 +39,7 @@ def verify(copy: StagingCopy) -> Report:
     try:
         report.manifest = copy.manifest()
         inventory = copy.read_inventory(report.manifest.inventory_sha256)
-        for problem in differences(copy.data, inventory):
+        for problem in differences(copy.data, copy.walk(), inventory):
             report.problems.append(problem)
             if len(report.problems) >= LISTED_PROBLEMS:
                 return report
@@ -86,9 +86,10 @@ def _compare_totals(copy: StagingCopy, manifest: Manifest, problems: list[str]) 
         )
 
 
-def differences(data: Path, inventory: Iterator[Directory]) -> Iterator[str]:
-    """Yield where the tree `data` and `inventory` differ; both come in the same order."""
-    present = walk(data)
+def differences(
+    data: Path, present: Iterator[Directory], inventory: Iterator[Directory]
+) -> Iterator[str]:
+    """Yield where what is `present` in `data` and `inventory` differ; both are in one order."""
     listed, found = next(inventory, None), next(present, None)
     while listed or found:
         if listed and (not found or listed.key < found.key):

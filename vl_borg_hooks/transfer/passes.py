@@ -7,6 +7,7 @@ from vl_borg_hooks.hosts import LocalHost
 from vl_borg_hooks.plugins import hookimpl
 from vl_borg_hooks.restore import needed_owner
 from vl_borg_hooks.transfer import PassResult, rsync
+from vl_borg_hooks.victorialogs import freeze as links
 from vl_borg_hooks.victorialogs import lock
 from vl_borg_hooks.victorialogs.layout import NOT_COPIED
 
@@ -20,21 +21,39 @@ def warm_pass(backup: Backup) -> PassResult:
         name="warm pass",
         reporter=backup.reporter,
         exclude=NOT_COPIED,
+        linked_to=backup.data_directory if backup.on_one_filesystem else "",
+        bwlimit=backup.instance.warm.bwlimit or "",
+        idle=True,
         vanishing=True,
     )
 
 
 @hookimpl
+def freeze(backup: Backup) -> bool:
+    """Make hard links to what changed since the warm pass, where they can be made."""
+    if not backup.can_freeze or backup.delta is None:
+        return False
+    links.freeze(backup.host, backup.data_directory, backup.frozen, backup.delta.copied)
+    return True
+
+
+@hookimpl
 def final_pass(backup: Backup) -> PassResult:
     """Copy what changed since; nothing may change now, so nothing may vanish either."""
-    return rsync.copy(
-        (backup.host, backup.data_directory),
+    source = backup.frozen if backup.is_frozen else backup.data_directory
+    result = rsync.copy(
+        (backup.host, source),
         (LocalHost(), str(backup.staging.data)),
         name="final pass",
         reporter=backup.reporter,
         exclude=NOT_COPIED,
+        only=backup.delta.copied if backup.delta else None,
+        linked_to=source if backup.on_one_filesystem else "",
         timeout=backup.remaining_downtime(),
     )
+    for path in backup.delta.removed if backup.delta else ():
+        LocalHost().remove_tree(str(backup.staging.data / path))
+    return result
 
 
 @hookimpl

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 import time
 from collections.abc import Sequence
 
@@ -49,7 +51,6 @@ ARGUMENTS = (
     "--links",
     "--perms",
     "--times",
-    "--delete",
     "--modify-window=-1",
     # VictoriaLogs' files are written once under names of their own: there is no old version to
     # make a delta from, and --inplace would write through hard links.
@@ -74,28 +75,45 @@ def copy(
     name: str,
     reporter: Reporter,
     exclude: Sequence[str] = (),
+    only: Sequence[str] | None = None,
+    linked_to: str = "",
     owner: str = "",
+    bwlimit: str = "",
+    idle: bool = False,
     vanishing: bool = False,
     timeout: float | None = None,
 ) -> PassResult:
     """Make directory `destination` equal to `source`; at most one of the two is not local.
 
     `name` is what messages call this pass; `exclude` are rsync patterns, which are neither copied
-    nor deleted; `owner` is `USER:GROUP` for all that is written. `vanishing` says that files may
-    vanish from the source meanwhile. After `timeout` seconds the pass is given up.
+    nor deleted. With `only`, nothing but these paths in `source` is copied, and nothing deleted.
+    `linked_to` is a directory on the destination's filesystem: what is the same there is linked
+    and not copied. `owner` is `USER:GROUP` for all that is written. `idle` has rsync take only the
+    time that nobody else wants; `vanishing` says that files may vanish from the source meanwhile.
+    After `timeout` seconds the pass is given up.
 
     Raises CommandFailed.
     """
     argv = [*ARGUMENTS, *(f"--exclude={pattern}" for pattern in exclude)]
+    if linked_to:
+        argv.append(f"--link-dest={linked_to}")
+    if bwlimit:
+        argv.append(f"--bwlimit={bwlimit}")
     if owner:
         argv += ["--owner", "--group", f"--chown={owner}"]
     remote = next((host for host, _ in (source, destination) if isinstance(host, SshHost)), None)
     if remote:
         argv += [f"--rsh={_rsh(remote.transport())}", f"--timeout={STALLED_SECONDS}"]
-    argv += ["--", *(host.rsync_location(path) for host, path in (source, destination))]
     started = time.monotonic()
     parser = Parser()
-    with reporter.transfer(name) as report:
+    with reporter.transfer(name) as report, tempfile.NamedTemporaryFile() as listed:
+        if only is None:
+            argv.append("--delete")
+        else:
+            listed.write(b"".join(os.fsencode(path) + b"\0" for path in only))
+            listed.flush()
+            argv += [f"--files-from={listed.name}", "--from0"]
+        argv += ["--", *(host.rsync_location(path) for host, path in (source, destination))]
         try:
             completed = commands.run(
                 argv,
@@ -103,6 +121,7 @@ def copy(
                 timeout=timeout,
                 on_output=lambda text: report(parser.feed(text)),
                 dies_with_us=True,
+                idle=idle,
             )
         except CommandFailed as error:
             raise CommandFailed(f"the {name} took longer than {timeout:g} seconds") from error
