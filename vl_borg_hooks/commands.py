@@ -80,7 +80,7 @@ def run(
             _env={**os.environ, "LC_ALL": "C"},
             _encoding="utf-8",
             _decode_errors="backslashreplace",
-            _preexec_fn=_die_with_parent() if dies_with_us else None,
+            _preexec_fn=die_with_parent() if dies_with_us else None,
         )
         if idle:
             _make_idle(process.pid)
@@ -147,7 +147,7 @@ def _content(file: IO[bytes]) -> str:
     return file.read().decode("utf-8", "backslashreplace")
 
 
-def _die_with_parent() -> Callable[[], None]:
+def die_with_parent() -> Callable[[], None]:
     """Return what a child calls between fork and exec to be ended by the kernel with its parent."""
     import ctypes
 

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.hosts import Host, LocalHost, SshHost
@@ -56,6 +63,8 @@ def _data_path(value: str) -> str:
 
 
 def _url(value: str) -> str:
+    if re.match(r"https?://[^/]*@", value):
+        raise ValueError("must have no password in it: see password_file")
     if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
         raise ValueError("must be the address of VictoriaLogs, such as http://127.0.0.1:9428")
     return value.rstrip("/")
@@ -63,6 +72,31 @@ def _url(value: str) -> str:
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class HttpAuth(_Model):
+    """Basic authentication at VictoriaLogs; the password from a file or the environment."""
+
+    username: str
+    password_file: Annotated[str, AfterValidator(_absolute)] | None = None
+    password_environment: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> HttpAuth:
+        if (self.password_file is None) == (self.password_environment is None):
+            raise ValueError("should have either password_file or password_environment")
+        return self
+
+    def password(self) -> str:
+        """Return the password; raises OperatorError where it can't be had."""
+        if self.password_environment:
+            if self.password_environment not in os.environ:
+                raise OperatorError(f"there is no ${self.password_environment} in the environment")
+            return os.environ[self.password_environment]
+        try:
+            return Path(str(self.password_file)).read_text(encoding="utf-8").rstrip("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise OperatorError(f"could not read {self.password_file}: {error}") from None
 
 
 class WarmOptions(_Model):
@@ -85,6 +119,7 @@ class Instance(_Model):
     data_path: Annotated[str, AfterValidator(_data_path)]
     staging_path: Annotated[str, AfterValidator(_absolute)]
     url: Annotated[str, AfterValidator(_url)] | None = None
+    http_auth: HttpAuth | None = None
     service: dict[str, Any]
     ssh_command: list[Annotated[str, Field(min_length=1)]] = Field(default=["ssh"], min_length=1)
     stop_timeout: float = Field(default=60, gt=0)
@@ -286,7 +321,11 @@ def _valid_keys(location: Location) -> list[str]:
     """Return the keys that the mapping at `location` may have."""
     model: type[BaseModel] = Config
     if location[:1] == ("instances",):
-        options: dict[str, type[BaseModel]] = {"restore": RestoreOptions, "warm": WarmOptions}
+        options: dict[str, type[BaseModel]] = {
+            "restore": RestoreOptions,
+            "warm": WarmOptions,
+            "http_auth": HttpAuth,
+        }
         model = options.get(str(location[-1]), Instance)
     return list(model.model_fields)
 

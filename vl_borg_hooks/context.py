@@ -52,7 +52,10 @@ class Target:
     @property
     def client(self) -> Client | None:
         """VictoriaLogs over HTTP, None where the config has no `url`."""
-        return Client(self.instance.url) if self.instance.url else None
+        if not self.instance.url:
+            return None
+        auth = self.instance.http_auth
+        return Client(self.instance.url, (auth.username, auth.password()) if auth else None)
 
     @property
     def working_directory(self) -> str:

@@ -16,7 +16,7 @@ from vl_borg_hooks.services import State
 from vl_borg_hooks.state import InstanceState, Journal
 from vl_borg_hooks.victorialogs import lock
 
-POLL_SECONDS = 0.01
+POLL_SECONDS = 0.002
 # A start that was refused or died at once is tried again this often, until start_timeout is over.
 RETRY_SECONDS = 2
 WATCH_POLL_SECONDS = 0.2

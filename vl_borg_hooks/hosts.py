@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
-from collections.abc import Collection, Sequence
+import subprocess
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +21,7 @@ from vl_borg_hooks.errors import CommandFailed, OperatorError
 SSH_FAILED = 255
 # util-linux flock(1), sshd and a login shell are all there is on the other side; no Python.
 CONNECT_TIMEOUT = 10
+POLL_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,9 @@ class Host(Protocol):
 
     def argv(self, argv: Sequence[str]) -> list[str]:
         """Return the argument vector that runs `argv` on this host, started from here."""
+
+    def connected(self) -> contextlib.AbstractContextManager[None]:
+        """Make ready for many commands, as long as this context lasts."""
 
     def run(
         self, argv: Sequence[str], *, ok: Collection[int] = (0,), timeout: float | None = None
@@ -91,6 +99,10 @@ class LocalHost:
     def argv(self, argv: Sequence[str]) -> list[str]:
         """Return `argv` as it is."""
         return list(argv)
+
+    def connected(self) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: we are there."""
+        return contextlib.nullcontext()
 
     def run(
         self, argv: Sequence[str], *, ok: Collection[int] = (0,), timeout: float | None = None
@@ -193,12 +205,14 @@ class LocalHost:
         return status.f_bavail * status.f_frsize
 
 
-@dataclass(frozen=True)
+@dataclass
 class SshHost:
     """Another machine, reached by ssh with a key and without questions."""
 
     destination: str
-    ssh_command: tuple[str, ...] = field(default=("ssh",))
+    ssh_command: tuple[str, ...] = ("ssh",)
+    # The socket of a connection that is kept open; empty where each command makes its own.
+    control_path: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:
@@ -208,8 +222,10 @@ class SshHost:
     def transport(self) -> list[str]:
         """Return the ssh command with the options that keep it from asking or hanging."""
         program, *options = self.ssh_command
+        shared = ["-o", f"ControlPath={self.control_path}", "-o", "ControlMaster=no"]
         return [
             program,
+            *(shared if self.control_path else ()),
             "-o",
             "BatchMode=yes",
             "-o",
@@ -220,6 +236,35 @@ class SshHost:
             "ServerAliveCountMax=3",
             *options,
         ]
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """Keep one connection open, for all that is run in this block to go through at once.
+
+        Where none can be made, each command makes its own, or says why it can't.
+        """
+        with tempfile.TemporaryDirectory(prefix="vl-borg-hooks-") as directory:
+            path = f"{directory}/ssh"
+            argv = [*self.transport(), "-M", "-N", "-S", path, "--", self.destination]
+            # Not through sh: it is to run beside all the others, and to end with us.
+            with subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                preexec_fn=commands.die_with_parent(),  # noqa: PLW1509 - one thread at this time
+            ) as master:
+                deadline = time.monotonic() + CONNECT_TIMEOUT
+                while master.poll() is None and time.monotonic() < deadline:
+                    if os.path.exists(path):
+                        self.control_path = path
+                        break
+                    time.sleep(POLL_SECONDS)
+                try:
+                    yield
+                finally:
+                    self.control_path = ""
+                    master.terminate()
 
     def argv(self, argv: Sequence[str]) -> list[str]:
         """Return the local argument vector that runs `argv` there.

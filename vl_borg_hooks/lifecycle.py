@@ -258,7 +258,7 @@ def run(loaded: LoadedConfig, target: Target, command: str) -> Iterator[Instance
     """Be the only run on `target`'s instance and yield its state; raises Busy."""
     state = InstanceState(loaded.config.state_directory, target.name)
     try:
-        with state.run_lock(command):
+        with state.run_lock(command), target.host.connected():
             yield state
     except Busy as busy:
         busy.instance = busy.instance or target.name

@@ -21,6 +21,7 @@ BUILT_IN = (
     "vl_borg_hooks.services.systemd",
     "vl_borg_hooks.services.command",
     "vl_borg_hooks.control",
+    "vl_borg_hooks.space",
     "vl_borg_hooks.transfer.passes",
     "vl_borg_hooks.publish",
 )

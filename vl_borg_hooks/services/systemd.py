@@ -36,6 +36,7 @@ class Systemd(ServiceManager):
         self.unit = unit if "." in unit else f"{unit}.service"
         self._host = host
         self._prefix = options.command_prefix
+        self._start_asked = False
 
     @property
     def description(self) -> str:
@@ -73,10 +74,12 @@ class Systemd(ServiceManager):
     def start(self) -> None:
         """Ask systemd to start the unit, without waiting.
 
-        A server that found its lock held may have been restarted by systemd until it gave up;
-        reset-failed makes it forget that, and start is then not refused.
+        A server that found its lock held may have been restarted by systemd until it gave up. From
+        the second time on reset-failed makes it forget that; the first must lose no time.
         """
-        self._systemctl("reset-failed", "--", self.unit, ok=range(256))
+        if self._start_asked:
+            self._systemctl("reset-failed", "--", self.unit, ok=range(256))
+        self._start_asked = True
         self._systemctl("start", "--no-block", "--", self.unit)
 
     def last_words(self) -> str:

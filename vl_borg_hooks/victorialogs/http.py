@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import re
-import time
 import urllib.error
 import urllib.request
 from http.client import HTTPException
 
 from vl_borg_hooks.errors import OperatorError
 
-POLL_SECONDS = 0.01
 REQUEST_SECONDS = 10
 _METRIC_LINE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 class Client:
-    """A VictoriaLogs server at `url`, such as `http://127.0.0.1:9428`."""
+    """A VictoriaLogs server at `url`, such as `http://127.0.0.1:9428`.
 
-    def __init__(self, url: str) -> None:
+    `credentials` are a name and a password for HTTP basic authentication.
+    """
+
+    def __init__(self, url: str, credentials: tuple[str, str] | None = None) -> None:
         self.url = url.rstrip("/")
+        self._headers: dict[str, str] = {}
+        if credentials:
+            token = base64.b64encode(":".join(credentials).encode()).decode("ascii")
+            self._headers["Authorization"] = f"Basic {token}"
         # A proxy from the environment has no business between us and a server that we manage.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -30,15 +36,6 @@ class Client:
             return self._get("/health").strip() == "OK"
         except OperatorError:
             return False
-
-    def wait_healthy(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds until the server is healthy; tell whether it became so."""
-        deadline = time.monotonic() + timeout
-        while not self.is_healthy():
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(POLL_SECONDS)
-        return True
 
     def stored_rows(self) -> int:
         """Return the rows of all tenants that the server has in its storage.
@@ -77,7 +74,9 @@ class Client:
     def _get(self, path: str) -> str:
         """Return the body of `GET path`; raises OperatorError where there is no good answer."""
         try:
-            with self._opener.open(self.url + path, timeout=REQUEST_SECONDS) as response:
+            # The config takes http: and https: only.
+            request = urllib.request.Request(self.url + path, headers=self._headers)  # noqa: S310
+            with self._opener.open(request, timeout=REQUEST_SECONDS) as response:
                 body: bytes = response.read()
         except (OSError, HTTPException, ValueError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
