@@ -24,24 +24,24 @@ _SERVER = """\
 import fcntl, os, signal, subprocess, sys
 action, data = sys.argv[1:]
 lock_path, pid_path = data + "/flock.lock", data + ".pid"
-def held():
+def pid_alive():
+    # Not by the lock: a backup holds that itself. A zombie has no command line.
     try:
-        with open(lock_path) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
+        with open(pid_path) as file:
+            pid = int(file.read())
+        with open(f"/proc/{pid}/cmdline") as file:
+            return pid if sys.argv[0] in file.read() else 0
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 if action == "start":
     null = subprocess.DEVNULL
     argv = [sys.executable, "-I", "-S", sys.argv[0], "run", data]
     subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, start_new_session=True)
 elif action == "stop":
-    if held():
-        os.kill(int(open(pid_path).read()), signal.SIGTERM)
+    if pid := pid_alive():
+        os.kill(pid, signal.SIGTERM)
 elif action == "status":
-    sys.exit(0 if held() else 3)
+    sys.exit(0 if pid_alive() else 3)
 elif action == "run":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     file = open(lock_path, "a")
@@ -171,7 +171,7 @@ class LockingServer:
 
     @property
     def running(self) -> bool:
-        """Whether it holds the lock now."""
+        """Whether its process is there, which then holds the lock."""
         return subprocess.run(self.argv("status"), check=False).returncode == 0
 
     @property

@@ -21,6 +21,10 @@ PR_SET_PDEATHSIG = 1
 ENDING_SECONDS = 2
 
 
+class TookTooLong(CommandFailed):
+    """A command that had to be ended."""
+
+
 @dataclass(frozen=True)
 class Completed:
     """What a finished command left: its exit status and what it printed."""
@@ -64,24 +68,30 @@ def run(
         raise CommandFailed(
             f"the command {argv[0]} was not found", hint=f"install {argv[0]} or mend PATH"
         ) from None
+    words, encoding = _encodable(argv[1:])
     with (
         open(os.devnull, "rb") as no_input,
         tempfile.TemporaryFile() as stdout,
         tempfile.TemporaryFile() as stderr,
     ):
-        process = command(
-            *argv[1:],
-            _bg=True,
-            _bg_exc=False,
-            _in=no_input,
-            **({"_out": on_output, "_out_bufsize": 0} if on_output else {"_out": stdout}),
-            _err=stderr,
-            _tty_out=False,
-            _env={**os.environ, "LC_ALL": "C"},
-            _encoding="utf-8",
-            _decode_errors="backslashreplace",
-            _preexec_fn=die_with_parent() if dies_with_us else None,
-        )
+        try:
+            process = command(
+                *words,
+                _bg=True,
+                _bg_exc=False,
+                _in=no_input,
+                **({"_out": on_output, "_out_bufsize": 0} if on_output else {"_out": stdout}),
+                _err=stderr,
+                _tty_out=False,
+                _env={**os.environ, "LC_ALL": "C"},
+                _encoding=encoding,
+                _decode_errors="backslashreplace",
+                _preexec_fn=die_with_parent() if dies_with_us else None,
+            )
+        except sh.ForkException as error:
+            # sh puts the child's whole traceback in it; its last line says what was wrong.
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise CommandFailed(f"{shlex.join(argv)} could not be started: {reason}") from None
         if idle:
             _make_idle(process.pid)
         try:
@@ -92,11 +102,29 @@ def run(
             raise
         if exit_status is None:
             _end(process)
-            raise CommandFailed(f"{shlex.join(argv)} took longer than {timeout:g} seconds")
-        completed = Completed(exit_status, _content(stdout), _content(stderr))
+            raise TookTooLong(f"{shlex.join(argv)} took longer than {timeout:g} seconds")
+        # What is printed may be file names, which must come back as they are; complaints are read.
+        completed = Completed(
+            exit_status,
+            _content(stdout, "surrogateescape"),
+            _content(stderr, "backslashreplace"),
+        )
     if completed.exit_status not in ok:
         raise CommandFailed(f"{shlex.join(argv)} failed: {completed.last_line}")
     return completed
+
+
+def _encodable(words: Sequence[str]) -> tuple[list[str], str]:
+    """Return `words` and the encoding in which sh gives the program the bytes that they stand for.
+
+    File names need not be UTF-8; Python then has them as surrogates, which sh can't encode.
+    """
+    try:
+        for word in words:
+            word.encode("utf-8")
+    except UnicodeEncodeError:
+        return [os.fsencode(word).decode("latin-1") for word in words], "latin-1"
+    return list(words), "utf-8"
 
 
 def _make_idle(pid: int) -> None:
@@ -141,10 +169,10 @@ def _end(process: Any) -> None:
             return
 
 
-def _content(file: IO[bytes]) -> str:
+def _content(file: IO[bytes], errors: str) -> str:
     """Return all that a command wrote to `file`."""
     file.seek(0)
-    return file.read().decode("utf-8", "backslashreplace")
+    return file.read().decode("utf-8", errors)
 
 
 def die_with_parent() -> Callable[[], None]:

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -28,10 +28,11 @@ LARGEST_CONFIG = 1 << 20
 
 # `user@host:/path` as rsync and ssh take it; never with a leading dash, which would be an option.
 _REMOTE = re.compile(
-    r"(?P<host>(?:[A-Za-z0-9_][^\s@:/]*@)?(?:[A-Za-z0-9_][^\s@:/]*|\[[^\]\s]+\])):(?P<path>/.*)"
+    r"(?P<host>(?:[A-Za-z0-9_][^\s@:/]*@)?(?:[A-Za-z0-9_][^\s@:/]*|\[[^\]\s]+\])):(?P<path>/(?!/).*)"
 )
 
 Location = tuple[str | int, ...]
+Options = TypeVar("Options", bound=BaseModel)
 
 
 class ConfigError(OperatorError):
@@ -47,8 +48,10 @@ def _absolute(path: str) -> str:
     """Return `path` without trailing slashes and dots."""
     if not path.startswith("/"):
         raise ValueError("must be an absolute path")
-    if "\0" in path or ".." in path.split("/"):
+    if ".." in path.split("/"):
         raise ValueError("must be a path without '..' in it")
+    if not path.isprintable():
+        raise ValueError("must be a path of printable characters")
     normal = os.path.normpath(path)
     return normal[1:] if normal.startswith("//") else normal
 
@@ -200,7 +203,7 @@ def load(path: Path) -> LoadedConfig:
     except ValidationError as error:
         raise ConfigError(
             [
-                describe(path, lines, _location(problem["loc"]), _explain(problem, data))
+                describe(path, lines, problem["loc"], _explain(problem, _model_at(problem["loc"])))
                 for problem in error.errors()
             ]
         ) from None
@@ -225,7 +228,9 @@ def describe(path: Path, lines: Mapping[Location, int], location: Location, mess
 def _read(path: Path) -> str:
     """Return the text of the config; refuses one that others could have written."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", opener=_not_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OperatorError(f"{path} is no regular file")
             _refuse_others(path, os.fstat(file.fileno()))
             _refuse_others(path.resolve().parent, path.resolve().parent.stat())
             text = file.read(LARGEST_CONFIG + 1)
@@ -241,6 +246,11 @@ def _read(path: Path) -> str:
     if len(text) > LARGEST_CONFIG:
         raise ConfigError([f"{path}: is larger than {LARGEST_CONFIG} bytes"])
     return text
+
+
+def _not_waiting(path: str, flags: int) -> int:
+    """Open for `open(..., opener=_not_waiting)`: a FIFO is no config, and not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _refuse_others(path: Path, status: os.stat_result) -> None:
@@ -270,8 +280,10 @@ def _parse(path: Path, text: str) -> tuple[object, dict[Location, int]]:
     except MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError([f"{path}{line}: is no valid YAML: {error.problem}"]) from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError([f"{path}: is no valid YAML: {str(error).splitlines()[0]}"]) from None
+    except (YAMLError, ValueError, RecursionError, AttributeError, TypeError) as error:
+        # ruamel.yaml has the last two for tags such as !!omap on what is no mapping.
+        reason = (str(error).splitlines() or ["nested too deeply"])[0]
+        raise ConfigError([f"{path}: is no valid YAML: {reason}"]) from None
 
 
 def _plain(node: Any, location: Location, lines: dict[Location, int]) -> object:
@@ -300,16 +312,28 @@ def _plain(node: Any, location: Location, lines: dict[Location, int]) -> object:
     return node
 
 
-def _location(parts: tuple[str | int, ...]) -> Location:
-    return tuple(parts)
+class OptionsError(Exception):
+    """The options of a service manager are wrong, at `location` below its name in the config."""
+
+    def __init__(self, location: Location, message: str) -> None:
+        super().__init__(message)
+        self.location = location
 
 
-def _explain(problem: Any, data: object) -> str:
-    """Return pydantic's `problem` in the words of an operator."""
+def options(model: type[Options], values: object) -> Options:
+    """Return `values`, as they stand in the config, as a `model`; raises OptionsError."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise OptionsError(problem["loc"], _explain(problem, model)) from None
+
+
+def _explain(problem: Any, model: type[BaseModel]) -> str:
+    """Return pydantic's `problem` with a key of `model` in the words of an operator."""
     if problem["type"] == "extra_forbidden":
         key = str(problem["loc"][-1])
-        valid = _valid_keys(problem["loc"][:-1])
-        nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0)
+        nearest = difflib.get_close_matches(key, list(model.model_fields), n=1, cutoff=0)
         return f"unknown key; the nearest valid key is {nearest[0]}"
     if problem["type"] == "missing":
         return "is missing"
@@ -317,17 +341,16 @@ def _explain(problem: Any, data: object) -> str:
     return message.removeprefix("Value error, ").replace("Input should be", "should be")
 
 
-def _valid_keys(location: Location) -> list[str]:
-    """Return the keys that the mapping at `location` may have."""
-    model: type[BaseModel] = Config
-    if location[:1] == ("instances",):
-        options: dict[str, type[BaseModel]] = {
-            "restore": RestoreOptions,
-            "warm": WarmOptions,
-            "http_auth": HttpAuth,
-        }
-        model = options.get(str(location[-1]), Instance)
-    return list(model.model_fields)
+def _model_at(location: Location) -> type[BaseModel]:
+    """Return the model of the mapping that the key at `location` is in."""
+    if location[:1] != ("instances",) or len(location) < 3:
+        return Config
+    nested: dict[str, type[BaseModel]] = {
+        "restore": RestoreOptions,
+        "warm": WarmOptions,
+        "http_auth": HttpAuth,
+    }
+    return nested.get(str(location[-2]), Instance)
 
 
 def _conflicts(config: Config) -> Iterable[tuple[Location, str]]:

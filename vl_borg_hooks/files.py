@@ -11,19 +11,39 @@ from pathlib import Path
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
 
 
+class NotRegular(OSError):
+    """A directory, device, FIFO or socket where a file should be."""
+
+
+def regular(path: str, flags: int) -> int:
+    """Open for `open(..., opener=regular)`: follows no link, waits for no FIFO.
+
+    Raises NotRegular, or OSError as open does.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise NotRegular(0, "is no regular file")
+
+
+def reason(error: Exception) -> str:
+    """Return why a file could not be used, for a message that has its path already."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def read_json(path: Path, largest: int) -> object:
     """Return what the JSON file `path` holds, of at most `largest` bytes.
 
     Follows no link and waits for no FIFO. Raises InvalidCopy for all that can be wrong with it.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise InvalidCopy(f"{path}: can't be read: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise InvalidCopy(f"{path}: is no regular file")
-        content = file.read(largest + 1)
+        with open(path, "rb", opener=regular) as file:
+            content = file.read(largest + 1)
+    except NotRegular:
+        raise InvalidCopy(f"{path}: is no regular file") from None
+    except (OSError, ValueError) as error:
+        raise InvalidCopy(f"{path}: can't be read: {reason(error)}") from None
     if len(content) > largest:
         raise InvalidCopy(f"{path}: is larger than {largest} bytes")
     try:

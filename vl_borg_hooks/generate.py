@@ -64,10 +64,10 @@ def write_new(path: Path, text: str) -> None:
     """Write `text` to `path`, for us to write only; raises OperatorError where it exists."""
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if os.path.lexists(path):
+            raise OperatorError(f"{path} exists", hint="remove it first, or name another")
         with open(path, "x", encoding="utf-8", opener=_private) as file:
             file.write(text)
-    except FileExistsError:
-        raise OperatorError(f"{path} exists", hint="remove it first, or name another") from None
     except OSError as error:
         raise OperatorError(f"could not write {path}: {error.strerror}") from None
 

@@ -153,7 +153,10 @@ class LocalHost:
     def remove_tree(self, path: str) -> None:
         """Remove `path` and all below it, following no link; no error where it is missing."""
         try:
-            shutil.rmtree(path)
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -163,7 +166,7 @@ class LocalHost:
         """Return who owns `path`, or None where it is missing."""
         try:
             status = os.lstat(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return Owner(status.st_uid, status.st_gid)
 
@@ -245,7 +248,7 @@ class SshHost:
         """
         with tempfile.TemporaryDirectory(prefix="vl-borg-hooks-") as directory:
             path = f"{directory}/ssh"
-            argv = [*self.transport(), "-M", "-N", "-S", path, "--", self.destination]
+            argv = [*self.transport(), "-M", "-N", "-S", path, "--", self._address]
             # Not through sh: it is to run beside all the others, and to end with us.
             with subprocess.Popen(
                 argv,
@@ -272,7 +275,13 @@ class SshHost:
         sshd hands what it gets to the user's login shell as one string, whatever we do; quoting
         every argument makes that shell see exactly `argv`.
         """
-        return [*self.transport(), "--", self.destination, shlex.join(argv)]
+        return [*self.transport(), "--", self._address, shlex.join(argv)]
+
+    @property
+    def _address(self) -> str:
+        """The destination for ssh, which unlike rsync wants an IPv6 address without brackets."""
+        user, at, host = self.destination.rpartition("@")
+        return f"{user}{at}{host.strip('[]')}"
 
     def run(
         self, argv: Sequence[str], *, ok: Collection[int] = (0,), timeout: float | None = None
@@ -315,11 +324,12 @@ class SshHost:
 
     def make_file(self, path: str) -> None:
         """Create an empty file `path`, readable by all, where there is nothing."""
-        self.run(["touch", "--", path])
+        if not self._holds("-e", path):
+            self.run(["touch", "--", path])
 
     def rename(self, source: str, destination: str) -> None:
         """Rename within one filesystem; `destination` must not exist."""
-        if self._holds("-e", destination):
+        if self._holds("-e", destination) or self._holds("-L", destination):
             raise OperatorError(f"{destination} exists on {self.name}")
         self.run(["mv", "-T", "--", source, destination])
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pluggy import HookRelay
-from pydantic import ValidationError
 
 from vl_borg_hooks import control, plugins
 from vl_borg_hooks.borgmatic import calling_process
+from vl_borg_hooks.config import OptionsError
 from vl_borg_hooks.context import Backup, Target
 from vl_borg_hooks.errors import Busy, OperatorError, unexpected
 from vl_borg_hooks.hosts import Host, LocalHost, SshHost
@@ -315,6 +315,5 @@ def _service(loaded: LoadedConfig, instance: Instance, host: Host) -> ServiceMan
         )
     try:
         return factories[kind](options, host)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise loaded.error((*location, *problem["loc"]), problem["msg"]) from None
+    except OptionsError as error:
+        raise loaded.error((*location, *error.location), str(error)) from None

@@ -176,14 +176,16 @@ class StagingCopy:
         """Yield what the inventory lists; raises InvalidCopy, at the end for a wrong checksum."""
         digest = hashlib.sha256()
         try:
-            with open(self.inventory_path, "rb", opener=_no_link) as inventory:
-                if not stat.S_ISREG(os.fstat(inventory.fileno()).st_mode):
-                    raise InvalidCopy(f"{self.inventory_path}: is no regular file")
+            with open(self.inventory_path, "rb", opener=files.regular) as inventory:
                 while line := inventory.readline(LARGEST_INVENTORY_LINE):
                     digest.update(line)
                     yield self._parse_inventory_line(line)
+        except files.NotRegular:
+            raise InvalidCopy(f"{self.inventory_path}: is no regular file") from None
         except OSError as error:
-            raise InvalidCopy(f"{self.inventory_path}: can't be read: {error.strerror}") from None
+            raise InvalidCopy(
+                f"{self.inventory_path}: can't be read: {files.reason(error)}"
+            ) from None
         if digest.hexdigest() != expected_sha256:
             raise InvalidCopy(f"{self.inventory_path}: does not match the manifest's checksum")
 
@@ -277,7 +279,3 @@ def find_copies(root: Path) -> list[StagingCopy]:
             hint="name the directory that borgmatic extract wrote to",
         )
     return found
-
-
-def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -57,7 +57,8 @@ class Holder:
                 abs(process.create_time() - self.created) < 1
                 and process.status() != psutil.STATUS_ZOMBIE
             )
-        except psutil.Error:
+        except (psutil.Error, ValueError, OverflowError):
+            # No such process, or no number that a process could have.
             return False
 
     def __str__(self) -> str:
@@ -138,14 +139,14 @@ class InstanceState:
         """
         if not self._journal.exists():
             return None
-        fields = files.read_json(self._journal, LARGEST_STATE_FILE)
+        hint = "see that VictoriaLogs runs, then remove that file"
         try:
+            fields = files.read_json(self._journal, LARGEST_STATE_FILE)
             return TypeAdapter(Journal).validate_python(fields)
+        except InvalidCopy as error:
+            raise InvalidCopy(error.what, hint=hint) from None
         except ValidationError:
-            raise InvalidCopy(
-                f"{self._journal}: is no journal",
-                hint="see that VictoriaLogs runs, then remove that file",
-            ) from None
+            raise InvalidCopy(f"{self._journal}: is no journal", hint=hint) from None
 
     def clear_journal(self) -> None:
         """VictoriaLogs is as it was found: nothing is owed any more."""
@@ -182,5 +183,5 @@ def _parse_holder(content: bytes) -> Holder | None:
             str(fields["command"]),
             str(fields["since"]),
         )
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None

@@ -70,11 +70,14 @@ def test_every_option_that_is_left_out_has_its_default(write: Write) -> None:
                 "data_path": "/srv/data",
                 "staging_path": "/srv/staging",
                 "url": None,
+                "http_auth": None,
                 "service": {"systemd": "victorialogs.service"},
                 "ssh_command": ["ssh"],
                 "stop_timeout": 60,
                 "start_timeout": 120,
                 "max_downtime": 300,
+                "final_pass": "auto",
+                "warm": {"bwlimit": None},
                 "restore": {"on_extract": False, "owner": None},
             }
         ],
@@ -140,6 +143,10 @@ def second(data: str = "/srv/data2", staging: str = "/srv/staging2", name: str =
             [
                 "7: instances[0].restore.on_extrakt: unknown key; the nearest valid key is on_extract"
             ],
+        ),
+        (
+            text(extra="warm:\n      bwlimt: 5M"),
+            ["7: instances[0].warm.bwlimt: unknown key; the nearest valid key is bwlimit"],
         ),
         (
             text(extra="qqq: 1"),

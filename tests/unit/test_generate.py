@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 
 from tests.support import umask, write_config
 from vl_borg_hooks import cli, config, generate
-from vl_borg_hooks.config import Config, Instance, LoadedConfig, RestoreOptions
+from vl_borg_hooks.config import Config, Instance, LoadedConfig, RestoreOptions, WarmOptions
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.services.command import CommandOptions
 from vl_borg_hooks.services.systemd import SystemdOptions
@@ -32,6 +32,7 @@ MODELS: Mapping[type[BaseModel], tuple[str | int, ...]] = {
     Config: (),
     Instance: ("instances", 0),
     RestoreOptions: ("instances", 0, "restore"),
+    WarmOptions: ("instances", 0, "warm"),
 }
 
 

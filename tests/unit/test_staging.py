@@ -182,14 +182,38 @@ def test_an_inventory_lists_every_file_with_its_size(copy: StagingCopy) -> None:
     assert (totals.files, totals.bytes) == (len(found), sum(found.values()))
 
 
-def test_an_inventory_keeps_any_name(copy: StagingCopy) -> None:
-    names = ["a\nb", "a\tb", 'a"b', os.fsdecode(b"\xff\xfe"), "\u2028", "x" * 255]
+def test_an_inventory_keeps_any_name_that_can_be_shown(copy: StagingCopy) -> None:
+    names = ['a"b', "a'b", "a\\b", "ünïcode", "-x", "{}", "x" * 255]
     (copy.data / "names").mkdir()
     for name in names:
         (copy.data / "names" / name).touch()
     totals = copy.write_inventory()
     listed = list(copy.read_inventory(totals.sha256))
     assert {name for entry in listed if entry.path == "names" for name in entry.files} == set(names)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", "\u202e", os.fsdecode(b"\xff")])
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_name_that_no_terminal_shows_as_it_is_is_refused(
+    copy: StagingCopy, name: str, kind: str
+) -> None:
+    path = copy.data / name
+    path.touch() if kind == "file" else path.mkdir()
+    with pytest.raises(InvalidCopy, match="is no name in a copy"):
+        copy.write_inventory()
+
+
+def test_only_a_copy_of_ours_may_share_files_with_what_is_outside(
+    copy: StagingCopy, tmp_path: Path
+) -> None:
+    # A restore would else make what it restores, and whoever has the other name, the same file.
+    os.link(copy.data / "partitions/20261121/datadb/parts.json", tmp_path / "outside")
+    with pytest.raises(InvalidCopy, match=r"parts.json: is a hard link to a file outside"):
+        copy.write_inventory()
+    StagingCopy(copy.path, ours=True).write_inventory()
+    os.unlink(tmp_path / "outside")
+    os.link(copy.data / "partitions/20261121/datadb/parts.json", copy.data / "inside")
+    copy.write_inventory()
 
 
 def test_a_walk_comes_in_the_order_that_is_compared(tmp_path: Path) -> None:

@@ -191,15 +191,15 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "newline in a name": (
         lambda copy: write(copy, f"{PART}/a\nb", b""),
-        f"{PART}/a\\nb: is a stray file",
+        f"{PART}/a\\nb: is no name in a copy",
     ),
     "escape sequence in a name": (
         lambda copy: write(copy, f"{PART}/a\x1b[2Jb", b""),
-        f"{PART}/a\\x1b[2Jb: is a stray file",
+        f"{PART}/a\\x1b[2Jb: is no name in a copy",
     ),
     "name that is no UTF-8": (
         lambda copy: write(copy, PART + os.fsdecode(b"/a\xff"), b""),
-        f"{PART}/a\\udcff: is a stray file",
+        f"{PART}/a\\udcff: is no name in a copy",
     ),
     "manifest that is a link": (
         each(

@@ -55,5 +55,5 @@ class ServiceManager(ABC):
 
 
 # Makes a service manager from the value under its name in the config and the host of the data path;
-# raises ConfigError for options that it doesn't take.
+# raises config.OptionsError for options that it doesn't take.
 ServiceFactory: TypeAlias = Callable[[object, Host], ServiceManager]

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vl_borg_hooks import config
 from vl_borg_hooks.hosts import Host
 from vl_borg_hooks.plugins import hookimpl
 from vl_borg_hooks.services import ServiceFactory, ServiceManager, State
@@ -67,7 +68,7 @@ class Command(ServiceManager):
 
 
 def _from_config(options: object, host: Host) -> ServiceManager:
-    return Command(CommandOptions.model_validate(options), host)
+    return Command(config.options(CommandOptions, options), host)
 
 
 @hookimpl

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vl_borg_hooks import config
 from vl_borg_hooks.commands import Completed
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.hosts import Host, Owner
@@ -117,7 +118,7 @@ class Systemd(ServiceManager):
 def _from_config(options: object, host: Host) -> ServiceManager:
     if isinstance(options, str):
         options = {"unit": options}
-    return Systemd(SystemdOptions.model_validate(options), host)
+    return Systemd(config.options(SystemdOptions, options), host)
 
 
 @hookimpl

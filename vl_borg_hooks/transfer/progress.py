@@ -128,8 +128,9 @@ def describe(point: Point, elapsed: float) -> str:
 def human_bytes(count: float) -> str:
     """Return `count` bytes in decimal units, as disk sizes and network rates are given."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        digits = 0 if unit == "B" else 1
+        if round(count, digits) < 1000:
+            return f"{count:.{digits}f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
 

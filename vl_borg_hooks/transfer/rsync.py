@@ -123,8 +123,8 @@ def copy(
                 dies_with_us=True,
                 idle=idle,
             )
-        except CommandFailed as error:
-            raise CommandFailed(f"the {name} took longer than {timeout:g} seconds") from error
+        except commands.TookTooLong:
+            raise CommandFailed(f"the {name} took longer than {timeout:g} seconds") from None
     if completed.exit_status not in ((0, VANISHED) if vanishing else (0,)):
         raise CommandFailed(f"the {name} failed: {_reason(completed)}")
     return PassResult(

@@ -25,6 +25,7 @@ from vl_borg_hooks.victorialogs.layout import (
     PARTS_FILE,
     SNAPSHOTS,
 )
+from vl_borg_hooks.victorialogs.parts import is_part_name
 
 # The kernel stamps files with the time of its last tick, some milliseconds old: a directory that
 # changed this shortly before it was looked at may change again and keep its time.
@@ -128,10 +129,7 @@ def _parts(directory: str) -> frozenset[str]:
 
 def _names(content: bytes | str) -> frozenset[str]:
     names = json.loads(content) or []
-    if not isinstance(names, list) or not all(
-        isinstance(name, str) and name and "/" not in name and name not in (".", "..")
-        for name in names
-    ):
+    if not isinstance(names, list) or not all(map(is_part_name, names)):
         raise ValueError(f"{PARTS_FILE} is no list of part names")
     return frozenset(names)
 

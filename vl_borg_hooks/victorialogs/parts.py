@@ -30,6 +30,8 @@ from vl_borg_hooks.victorialogs.layout import (
 # ones were not written by VictoriaLogs, and must not fill our memory.
 LARGEST_PARTS_FILE = 16 << 20
 LARGEST_METADATA = 1 << 20
+# Go's int64 and uint64, in which VictoriaLogs has them.
+LARGEST_NUMBER = 1 << 64
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def partition_names(data: Path) -> list[str]:
     """Return the names of the partitions in `data`, oldest first."""
     try:
         return sorted(os.listdir(data / PARTITIONS))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -127,9 +129,19 @@ def _part_metadata(part: Path) -> dict[str, object]:
 
 def _number(part: Path, metadata: dict[str, object], key: str) -> int:
     value = metadata.get(key)
-    if type(value) is not int:
+    if type(value) is not int or abs(value) > LARGEST_NUMBER:
         raise InvalidCopy(f"{part / PART_METADATA}: has no number {key}")
     return value
+
+
+def is_part_name(name: object) -> bool:
+    """Tell whether `name` can be that of a part, a single directory: no path, nothing unprintable."""
+    return (
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and "/" not in name
+        and name.isprintable()
+    )
 
 
 def _listed_parts(directory: Path) -> list[str]:
@@ -148,7 +160,7 @@ def _listed_parts(directory: Path) -> list[str]:
     if not isinstance(names, list):
         raise InvalidCopy(f"{path}: is no JSON list of part names")
     for name in names:
-        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+        if not is_part_name(name):
             raise InvalidCopy(f"{path}: lists {name!r}, which is no part name")
     return names
 

@@ -1,0 +1,68 @@
+"""A merge between the passes, done for real: VictoriaLogs rewrites a partition into a new part.
+
+As a program: `python benchmarks/merge.py URL DATA PARTITION`. As a plugin of vl-borg-hooks, whose
+`before_stop` comes after the warm passes: `environment()` has it loaded, with no installation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pluggy
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT_SECONDS = 600
+_ORDER = "BENCHMARK_MERGE"
+_METADATA = "Metadata-Version: 2.1\nName: vl-borg-hooks-benchmark\nVersion: 1.0\n"
+_ENTRY_POINTS = "[vl_borg_hooks]\nbenchmark = benchmarks.merge\n"
+
+hookimpl: Callable[[Callable[[], None]], Callable[[], None]] = pluggy.HookimplMarker(
+    "vl_borg_hooks"
+)
+
+
+@hookimpl
+def before_stop() -> None:
+    """The occasion between the last warm pass and the stop."""
+    if _ORDER in os.environ:
+        merge(*json.loads(os.environ[_ORDER]))
+
+
+def environment(directory: Path, order: tuple[str, Path, str]) -> dict[str, str]:
+    """What makes vl-borg-hooks load this module as a plugin and merge what `order` says."""
+    distribution = directory / "vl_borg_hooks_benchmark-1.0.dist-info"
+    distribution.mkdir(parents=True, exist_ok=True)
+    (distribution / "METADATA").write_text(_METADATA)
+    (distribution / "entry_points.txt").write_text(_ENTRY_POINTS)
+    return {"PYTHONPATH": f"{directory}:{ROOT}", _ORDER: json.dumps([*map(str, order)])}
+
+
+def merge(url: str, data: str, partition: str) -> None:
+    """Have `partition` merged, and wait until its new part counts and the old ones are gone."""
+    directory = Path(data, "partitions", partition, "datadb")
+    before = _parts(directory)
+    request = f"{url}/internal/force_merge?partition_prefix={partition}"
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
+        answer.read()
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while set(_parts(directory)) & set(before) or any(
+        (directory / name).exists() for name in before
+    ):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{directory} was not merged in {TIMEOUT_SECONDS} seconds")
+        time.sleep(0.05)
+
+
+def _parts(directory: Path) -> list[str]:
+    names: list[str] = json.loads((directory / "parts.json").read_text())
+    return names
+
+
+if __name__ == "__main__":
+    merge(*sys.argv[1:])

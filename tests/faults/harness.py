@@ -1,0 +1,502 @@
+"""Runs our commands with a fault in them, and judges what is left afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+import psutil
+
+from tests.parts.site import Site
+from tests.parts.systemd import Systemd
+from tests.parts.victoria_logs import LogServer, SteadyIngestion
+from tests.parts.waiting import wait_until
+from vl_borg_hooks import verify
+
+RECOVERY_SECONDS = 10
+# Beyond this, what a run started is no longer expected to end by itself.
+LEFTOVER_SECONDS = 20
+ALL_KILLS = bool(os.environ.get("VL_BORG_HOOKS_ALL_KILLS"))
+# A site that is beyond repair fails on everything after: so many examples are enough.
+LISTED_PROBLEMS = 6
+PLUGIN = Path(__file__).with_name("killer_plugin.py")
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
+
+
+@dataclass
+class Tally:
+    """What the whole session has survived."""
+
+    survived: Counter[str] = field(default_factory=Counter)
+    longest: float = 0.0
+    longest_at: str = ""
+
+    def count(self, what: str, recovery: float = 0.0, at: str = "") -> None:
+        self.survived[what] += 1
+        if recovery > self.longest:
+            self.longest, self.longest_at = recovery, at
+
+
+TALLY = Tally()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`do` at the event `at`; see killer_plugin."""
+
+    at: str
+    do: str = "SIGKILL"
+    command: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.do} at {self.at}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of ours that has ended. `fired` is when the fault came, in monotonic time."""
+
+    status: int
+    stderr: str
+    fired: float | None
+    events: list[str]
+
+    @property
+    def moment(self) -> float:
+        assert self.fired is not None
+        return self.fired
+
+    def failed_in_one_line(self, *said: str, status: int = 1) -> None:
+        """AssertionError unless it told the operator in one line; for --verbosity -1."""
+        assert self.status == status, f"exit status {self.status}: {self.stderr[-800:]}"
+        assert "Traceback" not in self.stderr, self.stderr[-800:]
+        assert len(self.stderr.splitlines()) == 1, self.stderr
+        for words in said:
+            assert words in self.stderr, f"does not say {words!r}: {self.stderr}"
+
+
+class Killer:
+    """The killer plugin, installed below `directory` as pip installs anybody's."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._runs = 0
+        metadata = directory / "killer_plugin-1.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: killer-plugin\nVersion: 1\n")
+        (metadata / "entry_points.txt").write_text("[vl_borg_hooks]\nkiller = killer_plugin\n")
+        shutil.copy(PLUGIN, directory)
+
+    def environment(self, site: Site, fault: Fault | None) -> dict[str, str]:
+        """What a run needs to meet its fault; without one its events are recorded."""
+        self._runs += 1
+        path = ":".join([str(self.directory), os.environ.get("PYTHONPATH", "")]).rstrip(":")
+        scratch = self.directory / f"{site.unit}-{self._runs}"
+        settings = {"PYTHONPATH": path, "VL_FAULTS_FIRED": f"{scratch}.fired"}
+        if fault is None:
+            settings["VL_FAULTS_RECORD"] = f"{scratch}.events"
+        else:
+            settings |= {"VL_FAULTS_AT": fault.at, "VL_FAULTS_DO": fault.do}
+            settings["VL_FAULTS_RUN"] = json.dumps(fault.command)
+        return settings
+
+    def start(
+        self, site: Site, *arguments: str, fault: Fault | None, path: str = "", lines: bool = False
+    ) -> Running:
+        """Start our command; `path` comes first in its PATH."""
+        settings = self.environment(site, fault)
+        if lines:
+            settings["VL_FAULTS_LINES"] = "yes"
+        environment = {**site.environment, **settings}
+        if path:
+            environment["PATH"] = f"{path}:{environment['PATH']}"
+        return Running(command_line(site, "--verbosity", "-1", *arguments), environment)
+
+    def run(
+        self,
+        site: Site,
+        *arguments: str,
+        fault: Fault | None = None,
+        path: str = "",
+        lines: bool = False,
+        timeout: float = 60,
+    ) -> Run:
+        """Run our command to whatever end; AssertionError where there is none."""
+        return self.start(site, *arguments, fault=fault, path=path, lines=lines).wait(timeout)
+
+
+class Running:
+    """A run of ours that is on."""
+
+    def __init__(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self.process = subprocess.Popen(
+            argv,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    @property
+    def fired(self) -> bool:
+        return Path(self._environment["VL_FAULTS_FIRED"]).exists()
+
+    def wait(self, timeout: float = 60) -> Run:
+        try:
+            _, stderr = self.process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            raise AssertionError(f"the run had not ended after {timeout:g} s") from None
+        fired = _read(self._environment["VL_FAULTS_FIRED"])
+        events = _read(self._environment.get("VL_FAULTS_RECORD", os.devnull)).splitlines()
+        return Run(self.process.returncode, stderr, float(fired) if fired else None, events)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def command_line(site: Site, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "vl_borg_hooks", "--config", str(site.config), *arguments]
+
+
+def leftovers(site: Site) -> list[psutil.Process]:
+    """Processes that a run at `site` has left: the guard, rsync; not the server."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        arguments = " ".join(process.info["cmdline"] or [])
+        if str(site.root) in arguments and "-storageDataPath" not in arguments:
+            found.append(process)
+    return found
+
+
+def settle(site: Site, fired: float) -> float:
+    """Wait until VictoriaLogs is healthy and nothing of the run is left that could change it.
+
+    Returns how many seconds after `fired` VictoriaLogs began to be healthy for good;
+    AssertionError where it did not in RECOVERY_SECONDS.
+    """
+    server = LogServer(site.server.url, timeout=1)
+    since = None
+    while True:
+        now = time.monotonic()
+        since = (since or now) if server.healthy() else None
+        left = leftovers(site)
+        if since and not left:
+            assert since - fired < RECOVERY_SECONDS, f"down for {since - fired:.1f} s"
+            return since - fired
+        assert since or now - fired < RECOVERY_SECONDS, f"still down after {now - fired:.1f} s"
+        assert now - fired < LEFTOVER_SECONDS, f"left: {[process.cmdline() for process in left]}"
+        time.sleep(0.01)
+
+
+def settle_stopped(site: Site, fired: float) -> float:
+    """The same for a VictoriaLogs that was found stopped: it is stopped again."""
+    since = None
+    while True:
+        now = time.monotonic()
+        since = None if site.is_running else since or now
+        if since and not leftovers(site):
+            return since - fired
+        assert now - fired < RECOVERY_SECONDS, f"runs or is busy {now - fired:.1f} s after"
+        time.sleep(0.02)
+
+
+def copy_is_whole_or_unpublished(site: Site) -> bool:
+    """AssertionError for a published copy that is not whole; tells whether it is published."""
+    if not site.is_published:
+        return False
+    problems = verify.verify(site.staging).problems
+    assert not problems, f"published and broken: {problems}"
+    return True
+
+
+def messages(rows: Iterable[Mapping[str, object]]) -> list[str]:
+    return sorted(str(row["_msg"]) for row in rows)
+
+
+def make_rows(name: str, count: int, *days: str) -> list[Mapping[str, object]]:
+    return [
+        {"host": name, "_msg": f"{name} {n}", "_time": f"{days[n % len(days)]}T00:00:00Z"}
+        for n in range(count)
+    ]
+
+
+OLD = make_rows("old", 60, "2026-01-02", "2026-01-03", "2026-01-04")
+NEW = make_rows("new", 40, "2026-02-01", "2026-01-04")
+
+
+class Flow(ABC):
+    """One command at one site, run again and again with faults in it."""
+
+    command: tuple[str, ...]
+
+    def __init__(self, site: Site, killer: Killer, *, running: bool = True) -> None:
+        self.site, self.killer, self.running = site, killer, running
+        self.site.install()
+        self.prepare()
+
+    @property
+    def name(self) -> str:
+        return f"{self.command[0]}{'' if self.running else ', found stopped'}"
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Bring the site to where the command can be run."""
+
+    @abstractmethod
+    def check_data(self) -> None:
+        """AssertionError where a row is lost, or more."""
+
+    @abstractmethod
+    def again(self) -> None:
+        """The next run, undisturbed; AssertionError where it needs help."""
+
+    def close(self) -> None:
+        """End what `prepare` began."""
+
+    def record(self, *, lines: bool = False) -> list[str]:
+        """Run once and return its events, of each polled one only the first two."""
+        run = self.killer.run(self.site, *self.command, lines=lines, timeout=120)
+        assert run.status == 0, run.stderr
+        self.settle(time.monotonic())
+        self.prepare()
+        polled = ("hook is_healthy start", "hook is_healthy end", "command systemctl show")
+        return [
+            event
+            for event in run.events
+            if not event.startswith(polled) or int(event.rpartition("#")[2]) <= 2
+        ]
+
+    def settle(self, fired: float) -> float:
+        settled = settle(self.site, fired) if self.running else settle_stopped(self.site, fired)
+        assert self.site.journal_is_empty(), "the journal is still there"
+        return settled
+
+    def survive(self, fault: Fault, *, lines: bool = False, again: bool = True) -> None:
+        """Run with `fault` and check all that must be true then."""
+        run = self.killer.run(self.site, *self.command, fault=fault, lines=lines)
+        for _ in range(3):
+            if run.fired is not None:
+                break
+            # How often something is polled is a matter of chance: try again.
+            assert run.status == 0, f"never came to it: {run.stderr}"
+            self.prepare()
+            run = self.killer.run(self.site, *self.command, fault=fault, lines=lines)
+        assert run.fired is not None, "never came to it"
+        self.check_end(fault, run)
+        recovery = self.settle(run.fired)
+        self.check_data()
+        copy_is_whole_or_unpublished(self.site)
+        if again:
+            self.again()
+        kind = f"{fault.do} at a line" if lines else fault.do
+        TALLY.count(f"{kind} ({self.name})", recovery, f"{self.name}: {fault}")
+
+    def check_end(self, fault: Fault, run: Run) -> None:
+        """Did the run end as it must for such a fault?"""
+        if fault.do == "SIGKILL":
+            assert run.status == -9, f"exit status {run.status}"
+        elif fault.do in SIGNALS:
+            run.failed_in_one_line(fault.do)
+        elif fault.do == "raise":
+            # By their specification an exception in these is a reason to try again.
+            if run.status == 0 and "is_healthy" in fault.at or "start_service" in fault.at:
+                return
+            run.failed_in_one_line()
+        else:
+            assert run.status in (0, 1), f"exit status {run.status}"
+
+
+class BackupFlow(Flow):
+    """before-create while rows come in all the time, or on a server that was found stopped."""
+
+    command = ("before-create",)
+
+    def __init__(self, site: Site, killer: Killer, *, running: bool = True) -> None:
+        self.ingestion: SteadyIngestion | None = None
+        super().__init__(site, killer, running=running)
+
+    def prepare(self) -> None:
+        if self.ingestion is None:
+            self.site.server.ingest(OLD)
+            self.ingestion = SteadyIngestion(self.site.server, batch=3, interval=0.1)
+            self.ingestion.__enter__()
+            self.ingestion.wait_for(3)
+            if not self.running:
+                self.ingestion.stop()
+        if self.running:
+            self.site.start()
+        else:
+            self.site.stop()
+
+    def close(self) -> None:
+        if self.ingestion:
+            self.ingestion.stop()
+
+    def check_data(self) -> None:
+        assert self.ingestion is not None
+        if not self.running:
+            problems: list[str] = []
+            rows = sum(part.rows for part in verify.partitions(self.site.data, problems))
+            assert not problems, problems
+            assert rows == len(OLD) + len(self.ingestion.sequences()), f"{rows} rows"
+            return
+        now = time.monotonic()
+        steady = [row for row in self.site.server.rows() if row["host"] == "steady"]
+        missing = self.ingestion.missing(steady, now)
+        assert not missing, f"{len(missing)} acknowledged rows are lost: {sorted(missing)[:10]}"
+
+    def again(self) -> None:
+        assert self.ingestion is not None
+        started = time.monotonic()
+        done = self.site.hooks("before-create", check=False)
+        assert done.returncode == 0, f"the next run failed: {done.stderr}"
+        assert copy_is_whole_or_unpublished(self.site), "the next run published nothing"
+        acknowledged = len(OLD) + len(self.ingestion.sequences(started))
+        rows = self.site.manifest.rows
+        assert rows >= acknowledged, f"the next copy has {rows} of {acknowledged} rows"
+        self.settle(time.monotonic())
+
+
+class RestoreFlow(Flow):
+    """restore of a copy with OLD into a server that has OLD and NEW."""
+
+    def __init__(self, site: Site, killer: Killer, *, running: bool = True) -> None:
+        self.extracted = site.root / "extracted"
+        self._before = site.root / "before"
+        self.command = ("restore", "--from", str(self.extracted))
+        super().__init__(site, killer, running=running)
+
+    def prepare(self) -> None:
+        """Serve OLD and NEW again, or have them on disk again."""
+        if not self.extracted.exists():
+            self.site.server.ingest(OLD)
+            self.site.hooks("before-create")
+            self.site.run("cp", "-a", str(self.site.staging.path), str(self.extracted))
+        if self.running:
+            self.site.start()
+            if len(self.site.server.rows()) != len(OLD) + len(NEW):
+                self.site.server.ingest(NEW)
+                self.check_data()
+            return
+        if not self._before.exists():
+            self.site.server.ingest(NEW)
+            self.site.stop()
+            self.site.run("cp", "-a", str(self.site.data), str(self._before))
+        self.site.stop()
+        shutil.rmtree(self.site.data)
+        self.site.run("cp", "-a", str(self._before), str(self.site.data))
+
+    def check_data(self) -> None:
+        """Either exactly the old data or exactly the restored."""
+        if self.running:
+            served = messages(self.site.server.rows())
+            wholes = [messages([*OLD, *NEW]), messages(OLD)]
+            assert served in wholes, f"a mix: {Counter(text.split()[0] for text in served)}"
+            return
+        assert self._rows_by_day(self.site.data) in (
+            self._rows_by_day(self._before),
+            self._rows_by_day(self.extracted / "data"),
+        ), f"a mix: {self._rows_by_day(self.site.data)}"
+
+    def _rows_by_day(self, data: Path) -> dict[str, int]:
+        problems: list[str] = []
+        found = {part.name: part.rows for part in verify.partitions(data, problems)}
+        assert not problems, problems
+        return found
+
+    def again(self) -> None:
+        self.prepare()
+        done = self.site.hooks(*self.command, check=False)
+        assert done.returncode == 0, f"the next run failed: {done.stderr}"
+        self.settle(time.monotonic())
+        assert not (self.site.data / ".vl-borg-hooks").exists(), "the working directory is left"
+        if self.running:
+            assert messages(self.site.server.rows()) == messages(OLD), "not what was restored"
+        else:
+            assert self._rows_by_day(self.site.data) == self._rows_by_day(self.extracted / "data")
+        self.prepare()
+
+    def survive(self, fault: Fault, *, lines: bool = False, again: bool = True) -> None:
+        super().survive(fault, lines=lines, again=again)
+        self.prepare()
+
+
+def survive_all(
+    flows: Sequence[Flow], faults: Iterable[Fault], *, lines: bool = False, again_every: int = 1
+) -> None:
+    """Have the flows share out `faults`, at the same time; AssertionError that names the bad ones.
+
+    The next run is checked after every fault, or after every so manieth.
+    """
+    queue: SimpleQueue[tuple[int, Fault]] = SimpleQueue()
+    for item in enumerate(faults, 1):
+        queue.put(item)
+    problems: list[str] = []
+
+    def work(flow: Flow) -> None:
+        while len(problems) < LISTED_PROBLEMS:
+            try:
+                number, fault = queue.get_nowait()
+            except Empty:
+                return
+            try:
+                flow.survive(fault, lines=lines, again=number % again_every == 0)
+            except (AssertionError, TimeoutError, OSError, RuntimeError) as error:
+                problems.append(f"{flow.name}: {fault}: {error}")
+                mend(flow)
+
+    with ThreadPoolExecutor(len(flows)) as pool:
+        for result in [pool.submit(work, flow) for flow in flows]:
+            result.result()
+    assert not problems, f"{len(problems)} faults not survived:\n" + "\n".join(problems)
+
+
+def mend(flow: Flow) -> None:
+    """Help where no help should be needed, so that the next fault is judged by itself."""
+    for process in leftovers(flow.site):
+        process.kill()
+    (flow.site.root / "state" / "default" / "journal.json").unlink(missing_ok=True)
+    wait_until(lambda: not leftovers(flow.site), 10, "leftovers are gone")
+    flow.prepare()
+
+
+def shuffled(faults: Sequence[Fault], count: int, seed: int) -> list[Fault]:
+    """`count` of `faults`, always the same; all of them where all are asked for."""
+    if ALL_KILLS or count >= len(faults):
+        return list(faults)
+    return random.Random(seed).sample(faults, count)
+
+
+def start_unit(systemd: Systemd, unit: str, argv: Sequence[str], **environment: str) -> None:
+    """Start `argv` as a transient service of the tests' systemd, with its default KillMode."""
+    subprocess.run(
+        [
+            str(systemd.wrapper_directory / "systemd-run"),
+            *("--quiet", "--collect", f"--unit={unit}", "--property=Type=exec"),
+            *(f"--setenv={name}={value}" for name, value in environment.items()),
+            "--",
+            *argv,
+        ],
+        check=True,
+        capture_output=True,
+    )

@@ -1,0 +1,182 @@
+"""A plugin that causes faults: at any hook, external command or change on disk of a run.
+
+Installed beside the built-in plugins as anybody's would be. Everything that it wraps becomes an
+event with a name and a number, such as `hook final_pass start #1`. The environment says what to do:
+
+VL_FAULTS_RECORD  write the name of each event to this file, one a line
+VL_FAULTS_AT      the event at which to cause the fault
+VL_FAULTS_DO      the fault: the name of a signal that we send ourselves, or a key of ACTIONS
+VL_FAULTS_RUN     for `run`: a JSON list, the command to run at that event
+VL_FAULTS_FIRED   file that is given the moment of the fault, in monotonic time
+VL_FAULTS_LINES   if set, the first time that each line of the package is reached is an event too
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Generator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pluggy
+
+import vl_borg_hooks
+from vl_borg_hooks import commands, files, hookspecs, hosts, state
+
+MESSAGE = "what nobody expected"
+HOOKS = [name for name, value in vars(hookspecs).items() if hasattr(value, "vl_borg_hooks_spec")]
+PACKAGE = str(Path(vl_borg_hooks.__file__).parent)
+# The guard waits for the run that we disturb: it must do its work undisturbed.
+ACTIVE = "VL_FAULTS_FIRED" in os.environ and "--wait" not in sys.argv
+
+_hookimpl = pluggy.HookimplMarker("vl_borg_hooks")
+_numbers: Counter[str] = Counter()
+
+
+class _Now:
+    """Whether a fault is being caused: what that does is no event."""
+
+    firing = False
+
+
+def event(name: str) -> None:
+    """Take note of an event, and cause the fault where it is the one."""
+    if not ACTIVE or _Now.firing:
+        return
+    _numbers[name] += 1
+    label = f"{name} #{_numbers[name]}"
+    if record := os.environ.get("VL_FAULTS_RECORD"):
+        with open(record, "a") as file:
+            file.write(f"{label}\n")
+    if label == os.environ.get("VL_FAULTS_AT"):
+        _Now.firing = True
+        try:
+            Path(os.environ["VL_FAULTS_FIRED"]).write_text(repr(time.monotonic()))
+            _fire(os.environ["VL_FAULTS_DO"])
+        finally:
+            _Now.firing = False
+
+
+def _fire(action: str) -> None:
+    if action in ACTIONS:
+        ACTIONS[action]()
+    else:
+        os.kill(os.getpid(), signal.Signals[action])
+
+
+def _raise() -> None:
+    raise RuntimeError(MESSAGE)
+
+
+def _break_output() -> None:
+    """Leave us with a stdout and a stderr that nobody reads any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+    os.dup2(writer, 2)
+    os.close(writer)
+
+
+def _run() -> None:
+    subprocess.run(json.loads(os.environ["VL_FAULTS_RUN"]), check=True)
+
+
+def _lose_power() -> None:
+    """End us and our guard at the same moment."""
+    import psutil
+
+    own = psutil.Process()
+    config = own.cmdline()[own.cmdline().index("--config") + 1]
+    for process in psutil.process_iter(["cmdline"]):
+        arguments = process.info["cmdline"] or []
+        if process.pid != own.pid and config in arguments and "--wait" in arguments:
+            process.kill()
+    own.kill()
+
+
+ACTIONS: dict[str, Callable[[], None]] = {
+    "raise": _raise,
+    "broken-output": _break_output,
+    "run": _run,
+    "power-loss": _lose_power,
+}
+
+
+def _wrap_hook(name: str) -> Callable[[], Generator[None, Any, Any]]:
+    @_hookimpl(wrapper=True, specname=name)
+    def wrapper() -> Generator[None, Any, Any]:
+        event(f"hook {name} start")
+        result = yield
+        if name == "is_healthy" and result:
+            event(f"hook {name} true")
+        event(f"hook {name} end")
+        return result
+
+    return wrapper
+
+
+def _wrap_call(owner: Any, name: str, describe: Callable[..., str]) -> None:
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        what = describe(*arguments)
+        event(f"{what} start")
+        result = original(*arguments, **options)
+        event(f"{what} end")
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def _command(argv: list[str]) -> str:
+    return f"command {' '.join([os.path.basename(argv[0]), *argv[1:2]])}"
+
+
+class _Popen(subprocess.Popen[Any]):
+    """The guard and the lock over ssh are started with this."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        event("process start")
+        super().__init__(*arguments, **options)
+        event("process end")
+
+
+def _trace(frame: FrameType, kind: str, _: Any) -> Any:
+    path = frame.f_code.co_filename
+    if not path.startswith(PACKAGE):
+        return None
+    if kind == "line":
+        name = f"line {path[len(PACKAGE) + 1 :]}:{frame.f_lineno}"
+        if name not in _numbers:
+            event(name)
+    return _trace
+
+
+for _name in HOOKS:
+    globals()[f"wrap_{_name}"] = _wrap_hook(_name)
+
+if ACTIVE:
+    _wrap_call(commands, "run", _command)
+    for _method in ("make_directory", "rename", "remove_tree", "set_owner"):
+        _wrap_call(hosts.LocalHost, _method, lambda *_, method=_method: f"disk {method}")
+    for _function in ("write_atomically", "remove"):
+        _wrap_call(files, _function, lambda path, *_, what=_function: f"disk {what} {path.name}")
+    _wrap_call(state.InstanceState, "_take", lambda *_: "run lock")
+    subprocess.Popen = _Popen  # type: ignore[misc]
+    if "VL_FAULTS_LINES" in os.environ:
+        sys.settrace(_trace)
+        _frame: FrameType | None = sys._getframe()
+        while _frame:
+            # What was called before we were loaded goes on after.
+            if _frame.f_code.co_filename.startswith(PACKAGE):
+                _frame.f_trace = _trace
+            _frame = _frame.f_back

@@ -1,0 +1,151 @@
+"""A run that dies, or is told to, at every hook, external command and change on disk."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.conftest import MakeFlows, MakeSite
+from tests.faults.harness import (
+    SIGNALS,
+    TALLY,
+    BackupFlow,
+    Fault,
+    Flow,
+    Killer,
+    RestoreFlow,
+    shuffled,
+    survive_all,
+)
+from tests.faults.killer_plugin import HOOKS
+
+OTHER_FAULTS = (*SIGNALS, "raise", "broken-output")
+FLOWS = pytest.mark.parametrize("kind", [BackupFlow, RestoreFlow], ids=["before-create", "restore"])
+RUNNING = pytest.mark.parametrize("running", [True, False], ids=["found-running", "found-stopped"])
+
+
+def hook_of(event: str) -> str | None:
+    """The hook that `event` is the start or the end of."""
+    words = event.split()
+    return words[1] if words[0] == "hook" and words[2] != "true" else None
+
+
+def test_every_hook_is_among_the_events(make_site: MakeSite, killer: Killer) -> None:
+    events = []
+    for kind in (BackupFlow, RestoreFlow):
+        flow = kind(make_site(), killer)
+        try:
+            events += flow.record()
+        finally:
+            flow.close()
+    assert len(HOOKS) >= 14
+    for hook in HOOKS:
+        for edge in ("start", "end"):
+            assert f"hook {hook} {edge} #1" in events
+    for command in ("systemctl stop", "systemctl start", "rsync --recursive"):
+        for edge in ("start", "end"):
+            assert f"command {command} {edge} #1" in events
+
+
+@pytest.mark.timeout(900)
+@FLOWS
+@RUNNING
+def test_sigkill_at_every_event(make_flows: MakeFlows, kind: type[Flow], running: bool) -> None:
+    flows = make_flows(kind, running=running)
+    survive_all(flows, [Fault(event) for event in flows[0].record()])
+
+
+@pytest.mark.timeout(900)
+@FLOWS
+def test_every_other_fault_at_every_hook(make_flows: MakeFlows, kind: type[Flow]) -> None:
+    flows = make_flows(kind)
+    events = flows[0].record()
+    hooks = {hook: [event for event in events if hook_of(event) == hook] for hook in HOOKS}
+    faults = [
+        Fault(edges[number % len(edges)], do)
+        for edges in hooks.values()
+        if edges
+        for number, do in enumerate(OTHER_FAULTS)
+    ]
+    # An exception at both ends of a hook: before anybody else's step was done, and after.
+    faults += [
+        Fault(edge, "raise")
+        for edges in hooks.values()
+        for edge in edges
+        if Fault(edge, "raise") not in faults
+    ]
+    survive_all(flows, faults, again_every=4)
+
+
+@pytest.mark.timeout(900)
+@FLOWS
+def test_signals_between_the_hooks(make_flows: MakeFlows, kind: type[Flow]) -> None:
+    flows = make_flows(kind)
+    events = [event for event in flows[0].record() if not hook_of(event)]
+    others = (*SIGNALS, "broken-output")
+    faults = [Fault(event, others[number % 4]) for number, event in enumerate(events)]
+    survive_all(flows, faults, again_every=4)
+
+
+@pytest.mark.timeout(3600)
+@FLOWS
+def test_sigkill_at_lines_of_the_package(make_flows: MakeFlows, kind: type[Flow]) -> None:
+    flows = make_flows(kind)
+    lines = [event for event in flows[0].record(lines=True) if event.startswith("line")]
+    assert len(lines) > 200
+    survive_all(flows, shuffled([Fault(line) for line in lines], 30, seed=3), lines=True)
+
+
+@pytest.mark.timeout(900)
+def test_a_power_loss_at_every_change_on_disk_of_a_restore_is_undone_by_recover(
+    make_flows: MakeFlows,
+) -> None:
+    (flow,) = make_flows(RestoreFlow, count=1)
+    events = flow.record()
+    first = events.index("command systemctl stop end #1")
+    for event in events[first:]:
+        if event.startswith(("disk", "hook is_healthy true", "hook start_service")):
+            power_loss(flow, event)
+            recovered = flow.site.hooks("recover", check=False)
+            assert recovered.returncode == 0, f"{event}: {recovered.stderr}"
+            check_recovered(flow, event)
+            TALLY.count("power loss: SIGKILL of the run and its guard (restore)")
+
+
+@pytest.mark.timeout(900)
+def test_recover_is_killed_too(make_flows: MakeFlows, killer: Killer) -> None:
+    """A second recover finishes what the first one, killed at every event, did not."""
+    (flow,) = make_flows(RestoreFlow, count=1)
+    restored = "hook start_service end #1"
+    power_loss(flow, restored)
+    recorded = killer.run(flow.site, "recover")
+    assert recorded.status == 0, recorded.stderr
+    check_recovered(flow, "recorded")
+    for event in recorded.events:
+        if event.startswith("hook service_managers"):
+            continue
+        power_loss(flow, restored)
+        killed = killer.run(flow.site, "recover", fault=Fault(event))
+        if killed.fired is None:
+            assert killed.status == 0, killed.stderr
+            continue
+        again = flow.site.hooks("recover", check=False)
+        assert again.returncode == 0, f"{event}: {again.stderr}"
+        check_recovered(flow, event)
+        TALLY.count("SIGKILL (recover)")
+
+
+def power_loss(flow: Flow, event: str) -> None:
+    flow.prepare()
+    run = flow.killer.run(flow.site, *flow.command, fault=Fault(event, "power-loss"))
+    assert run.status == -9, f"{event}: {run.status}: {run.stderr}"
+
+
+def check_recovered(flow: Flow, event: str) -> None:
+    try:
+        assert flow.site.is_running
+        assert flow.site.server.healthy()
+        assert flow.site.journal_is_empty()
+        flow.check_data()
+        assert not (flow.site.data / ".vl-borg-hooks").exists(), "the working directory is left"
+    except AssertionError as error:
+        raise AssertionError(f"after a power loss at {event} and recover: {error}") from error
