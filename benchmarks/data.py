@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import datetime
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -33,6 +34,21 @@ FILES_A_PARTITION = 155
 BIG_DAY = "20010101"
 BIG_ROW_BYTES = 100_000
 SIZES = (5_000, 55_000, 200_000)
+# Of a part, beside its metadata.json.
+DATA_PART_FILES = (
+    "bloom.bin0",
+    "column_idxs.bin",
+    "column_names.bin",
+    "columns_header.bin",
+    "columns_header_index.bin",
+    "index.bin",
+    "message_bloom.bin",
+    "message_values.bin",
+    "metaindex.bin",
+    "timestamps.bin",
+    "values.bin0",
+)
+INDEX_PART_FILES = ("index.bin", "items.bin", "lens.bin", "metaindex.bin")
 
 
 @dataclass(frozen=True)
@@ -98,16 +114,13 @@ def synthetic(
 ) -> Tree:
     """A tree in VictoriaLogs' layout that is valid by its own metadata; its files are tiny."""
     newest = datetime.datetime.strptime(first_day, "%Y%m%d").date()
-    # Of 34 files in two data and two index parts, and a parts.json each.
-    per_partition = max(1, round((files / partitions - 2) / 17))
-    data_files = ("bloom.bin0", "column_idxs.bin", "column_names.bin", "columns_header.bin")
-    data_files += ("columns_header_index.bin", "index.bin", "message_bloom.bin", "metaindex.bin")
-    data_files += ("message_values.bin", "timestamps.bin", "values.bin0")
+    # A data part of 12 files and an index part of 5 each, and two parts.json. Rather more than less.
+    per_partition = max(1, math.ceil((files / partitions - 2) / 17))
     content = b"0123456789abcdef"
     data_metadata = json.dumps(
         {
             "FormatVersion": 3,
-            "CompressedSizeBytes": len(content) * len(data_files),
+            "CompressedSizeBytes": len(content) * len(DATA_PART_FILES),
             "UncompressedSizeBytes": 1000,
             "RowsCount": rows_a_part,
             "BlocksCount": 1,
@@ -117,12 +130,11 @@ def synthetic(
         }
     ).encode()
     index_metadata = json.dumps({"ItemsCount": 3, "BlocksCount": 1}).encode()
-    index_files = ("index.bin", "items.bin", "lens.bin", "metaindex.bin")
     for number in range(partitions):
         day = newest - datetime.timedelta(days=number)
         for table, names, metadata in (
-            ("datadb", data_files, data_metadata),
-            ("indexdb", index_files, index_metadata),
+            ("datadb", DATA_PART_FILES, data_metadata),
+            ("indexdb", INDEX_PART_FILES, index_metadata),
         ):
             directory = data / "partitions" / f"{day:%Y%m%d}" / table
             parts = [f"18A{number:05X}{part:08X}" for part in range(per_partition)]

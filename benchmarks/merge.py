@@ -46,12 +46,12 @@ def environment(directory: Path, order: tuple[str, Path, str]) -> dict[str, str]
 def merge(url: str, data: str, partition: str) -> None:
     """Have `partition` merged, and wait until its new part counts and the old ones are gone."""
     directory = Path(data, "partitions", partition, "datadb")
-    before = _parts(directory)
+    before = parts(Path(data), partition)
     request = f"{url}/internal/force_merge?partition_prefix={partition}"
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
         answer.read()
     deadline = time.monotonic() + TIMEOUT_SECONDS
-    while set(_parts(directory)) & set(before) or any(
+    while set(parts(Path(data), partition)) & set(before) or any(
         (directory / name).exists() for name in before
     ):
         if time.monotonic() > deadline:
@@ -59,8 +59,10 @@ def merge(url: str, data: str, partition: str) -> None:
         time.sleep(0.05)
 
 
-def _parts(directory: Path) -> list[str]:
-    names: list[str] = json.loads((directory / "parts.json").read_text())
+def parts(data: Path, partition: str) -> list[str]:
+    """The data parts of `partition` that count."""
+    path = data / "partitions" / partition / "datadb" / "parts.json"
+    names: list[str] = json.loads(path.read_text())
     return names
 
 

@@ -124,7 +124,6 @@ class Hooks:
     ) -> None:
         self.staging = staging
         self._environment = environment
-        directory.mkdir(parents=True, exist_ok=True)
         self.config = write_config(
             directory,
             data_path=str(unit.data),
@@ -149,7 +148,7 @@ class Hooks:
 
 def write_config(directory: Path, **instance: object) -> Path:
     """Write our config below `directory`, with its state there too; JSON is YAML."""
-    directory.chmod(0o700)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     config = directory / "config.yaml"
     content = {
         "instances": [{"name": "default", **instance}],

@@ -138,6 +138,7 @@ class Row:
             merge.merge(self.unit.server.url, str(self.tree), data.BIG_DAY)
         # What one way has left to be written must not be in the way of the next.
         os.sync()
+        parts = merge.parts(self.tree, data.BIG_DAY) if self.merged else []
         writer = Writer(self.unit.server.url, self.same / "writer.json")
         with writer:
             if way in self.hooks:
@@ -145,6 +146,9 @@ class Row:
             else:
                 common.run([str(self.scripts[way])], self.env)
             self.unit.wait_healthy()
+        between = self.merged and way not in (BARE, BORG)
+        if between and parts == merge.parts(self.tree, data.BIG_DAY):
+            raise RuntimeError(f"{way}: nothing was merged between the passes")
         own = None
         if way in self.hooks:
             own = self.hooks[way].downtime

@@ -117,6 +117,7 @@ def publish(copy: StagingCopy, *, instance: str = "default") -> Manifest:
         files=totals.files,
         bytes=totals.bytes,
         partitions=partitions,
+        final_pass="stopped",
         warm_seconds=1.0,
         final_seconds=0.1,
         downtime_seconds=0.2,

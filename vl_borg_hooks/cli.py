@@ -108,6 +108,20 @@ def _recover(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _status(arguments: argparse.Namespace) -> int:
+    from pydantic import TypeAdapter
+
+    from vl_borg_hooks import status
+
+    found = status.status(*_selected(arguments))
+    if arguments.json:
+        print(TypeAdapter(list[status.Status]).dump_json(found, indent=2).decode())
+    else:
+        for instance in found:
+            print("\n".join(map(printable, instance.lines())))
+    return 0
+
+
 def _config_generate(arguments: argparse.Namespace) -> int:
     from vl_borg_hooks import generate
 
@@ -217,6 +231,8 @@ def _parser() -> argparse.ArgumentParser:
     recover.add_argument(
         "--wait", action="store_true", help="first wait for a run that is on to end"
     )
+    status = add("status", _status, "instances, their state and their staging copies")
+    status.add_argument("--json", action="store_true", help="for machines")
     config = add("config", _config_validate, "the config file").add_subparsers(
         required=True, metavar="COMMAND"
     )

@@ -33,6 +33,8 @@ _REMOTE = re.compile(
 
 Location = tuple[str | int, ...]
 Options = TypeVar("Options", bound=BaseModel)
+# An argument list in the config; YAML has lists and no tuples, so this one type isn't strict.
+Argv = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1, strict=False)]
 
 
 class ConfigError(OperatorError):
@@ -124,7 +126,7 @@ class Instance(_Model):
     url: Annotated[str, AfterValidator(_url)] | None = None
     http_auth: HttpAuth | None = None
     service: dict[str, Any]
-    ssh_command: list[Annotated[str, Field(min_length=1)]] = Field(default=["ssh"], min_length=1)
+    ssh_command: Argv = ("ssh",)
     stop_timeout: float = Field(default=60, gt=0)
     start_timeout: float = Field(default=120, gt=0)
     max_downtime: float = Field(default=300, gt=0)
@@ -136,7 +138,7 @@ class Instance(_Model):
     def host(self) -> Host:
         """The machine that the data path is on."""
         remote = _REMOTE.fullmatch(self.data_path)
-        return SshHost(remote["host"], tuple(self.ssh_command)) if remote else LocalHost()
+        return SshHost(remote["host"], self.ssh_command) if remote else LocalHost()
 
     @property
     def data_directory(self) -> str:

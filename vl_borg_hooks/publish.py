@@ -47,6 +47,7 @@ def publish_copy(backup: Backup) -> Manifest:
         warm_seconds=backup.warm.seconds if backup.warm else None,
         final_seconds=backup.final.seconds,
         downtime_seconds=backup.downtime,
+        final_pass="frozen" if backup.is_frozen else "stopped",
         inventory_sha256=totals.sha256,
     )
     staging.publish(manifest)

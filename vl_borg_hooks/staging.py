@@ -69,6 +69,8 @@ class Manifest(BaseModel):
     warm_seconds: float | None
     final_seconds: float
     downtime_seconds: float | None
+    # When the last changes were copied: see `final_pass` in the config.
+    final_pass: Literal["frozen", "stopped"]
     inventory_sha256: str
 
 

@@ -137,7 +137,7 @@ class InstanceState:
 
         Only the run that holds the lock may ask: for others a run may be in its stop window.
         """
-        if not self._journal.exists():
+        if not self.has_journal:
             return None
         hint = "see that VictoriaLogs runs, then remove that file"
         try:
@@ -147,6 +147,11 @@ class InstanceState:
             raise InvalidCopy(error.what, hint=hint) from None
         except ValidationError:
             raise InvalidCopy(f"{self._journal}: is no journal", hint=hint) from None
+
+    @property
+    def has_journal(self) -> bool:
+        """Whether a run is in its stop window, or was killed in it."""
+        return self._journal.exists()
 
     def clear_journal(self) -> None:
         """VictoriaLogs is as it was found: nothing is owed any more."""

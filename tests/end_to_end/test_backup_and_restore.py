@@ -203,3 +203,40 @@ def test_a_restore_that_fails_to_serve_brings_back_what_was_there(
     assert "Traceback" not in failed.stderr
     assert ready.server.count() == 111
     assert ready.journal_is_empty()
+
+
+def test_status_tells_what_there_is_to_know(ready: Site) -> None:
+    assert "not published" in ready.hooks("status").stdout
+    ready.server.ingest(old_rows(7, "2026-01-02"))
+    ready.hooks("before-create")
+    (found,) = json.loads(ready.hooks("status", "--json").stdout)
+    assert found["instance"] == "default"
+    assert found["victorialogs"] == "running"
+    assert found["manifest"]["rows"] == 7
+    assert found["manifest"]["final_pass"] == "frozen"
+    assert found["lease"]
+    ready.hooks("after-create")
+    assert json.loads(ready.hooks("status", "--json").stdout)[0]["lease"] == ""
+    said = ready.hooks("status").stdout
+    assert "VictoriaLogs running" in said
+    assert "final pass frozen" in said
+
+
+@pytest.mark.parametrize("final_pass", ["frozen", "stopped"])
+def test_logs_that_came_during_the_warm_pass_are_in_the_copy(site: Site, final_pass: str) -> None:
+    site.install(final_pass=final_pass)
+    for day in ("2026-01-02", "2026-02-03", "2026-03-04"):
+        site.server.ingest(old_rows(100, day))
+    site.hooks("before-create")
+    with SteadyIngestion(site.server) as ingestion:
+        for day in ("2026-02-03", "2026-04-05"):
+            ingestion.wait_for(30)
+            site.server.ingest(old_rows(100, day))
+            site.hooks("before-create")
+            acknowledged = len(ingestion.sequences())
+            assert site.manifest.final_pass == final_pass
+            assert "ok: " in site.hooks("verify", str(site.staging.path)).stdout
+            site.server.merge()
+    assert {partition.name for partition in site.manifest.partitions} >= {"20260203", "20260405"}
+    assert site.manifest.rows <= 500 + acknowledged
+    assert not (site.data / ".vl-borg-hooks").exists()

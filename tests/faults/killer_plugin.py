@@ -8,6 +8,7 @@ VL_FAULTS_AT      the event at which to cause the fault
 VL_FAULTS_DO      the fault: the name of a signal that we send ourselves, or a key of ACTIONS
 VL_FAULTS_RUN     for `run`: a JSON list, the command to run at that event
 VL_FAULTS_FIRED   file that is given the moment of the fault, in monotonic time
+VL_FAULTS_ALWAYS  an event without its number: raise an exception each time, in the guard too
 VL_FAULTS_LINES   if set, the first time that each line of the package is reached is an event too
 """
 
@@ -49,6 +50,8 @@ class _Now:
 
 def event(name: str) -> None:
     """Take note of an event, and cause the fault where it is the one."""
+    if name == os.environ.get("VL_FAULTS_ALWAYS"):
+        _raise()
     if not ACTIVE or _Now.firing:
         return
     _numbers[name] += 1

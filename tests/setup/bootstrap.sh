@@ -39,7 +39,7 @@ newest_python() {
 # Packages that are not installed, of those that the tests (first line) and building Borg need.
 missing_packages() {
     local package packages python
-    packages="rsync openssh-server openssh-client systemd util-linux mount
+    packages="rsync openssh-server openssh-client systemd util-linux mount sudo
         gcc pkg-config libacl1-dev libssl-dev liblz4-dev libzstd-dev libxxhash-dev"
     if python=$(newest_python); then
         "$python" -c 'import ensurepip, venv' 2>/dev/null || packages+=" python3-venv"

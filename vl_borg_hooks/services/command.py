@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,8 +11,6 @@ from vl_borg_hooks import config
 from vl_borg_hooks.hosts import Host
 from vl_borg_hooks.plugins import hookimpl
 from vl_borg_hooks.services import ServiceFactory, ServiceManager, State
-
-Argv = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1, strict=False)]
 
 # LSB and systemctl(1): `status` exits with 0 for running and 3 for stopped; pgrep(1) with 1 for
 # not found. Any other status is a failure to tell, and so never taken for "stopped".
@@ -26,9 +23,9 @@ class CommandOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    stop: Argv
-    start: Argv
-    status: Argv
+    stop: config.Argv
+    start: config.Argv
+    status: config.Argv
     timeout: float = Field(default=120, gt=0, description="seconds")
 
 

@@ -26,7 +26,7 @@ class SystemdOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     unit: str = Field(pattern=r"^[A-Za-z0-9:_.@\\-]+$")
-    command_prefix: tuple[str, ...] = ()
+    command_prefix: config.Argv | None = None
 
 
 class Systemd(ServiceManager):
@@ -36,7 +36,7 @@ class Systemd(ServiceManager):
         unit = options.unit
         self.unit = unit if "." in unit else f"{unit}.service"
         self._host = host
-        self._prefix = options.command_prefix
+        self._prefix = options.command_prefix or ()
         self._start_asked = False
 
     @property
@@ -70,7 +70,7 @@ class Systemd(ServiceManager):
 
     def stop(self) -> None:
         """Ask systemd to stop the unit, without waiting."""
-        self._systemctl("stop", "--no-block", "--", self.unit)
+        self._systemctl("stop", "--no-block")
 
     def start(self) -> None:
         """Ask systemd to start the unit, without waiting.
@@ -79,9 +79,9 @@ class Systemd(ServiceManager):
         the second time on reset-failed makes it forget that; the first must lose no time.
         """
         if self._start_asked:
-            self._systemctl("reset-failed", "--", self.unit, ok=range(256))
+            self._systemctl("reset-failed", ok=range(256))
         self._start_asked = True
-        self._systemctl("start", "--no-block", "--", self.unit)
+        self._systemctl("start", "--no-block")
 
     def last_words(self) -> str:
         """Return the unit's result and the last line of its journal."""
@@ -105,13 +105,13 @@ class Systemd(ServiceManager):
         return f"systemctl start {self.unit}"
 
     def _properties(self, *names: str) -> Mapping[str, str]:
-        printed = self._systemctl("show", f"--property={','.join(names)}", "--", self.unit)
+        printed = self._systemctl("show", f"--property={','.join(names)}")
         pairs = (line.partition("=") for line in printed.stdout.splitlines())
         return {name: value for name, _, value in pairs}
 
     def _systemctl(self, *arguments: str, ok: range = range(1)) -> Completed:
-        # `show` and friends need no privilege, but one sudoers line for all is easier to get right.
-        argv = [*self._prefix, "systemctl", *arguments]
+        # `show` needs the prefix too: without root it needs D-Bus, which not every machine has.
+        argv = [*self._prefix, "systemctl", *arguments, "--", self.unit]
         return self._host.run(argv, ok=ok, timeout=ANSWER_SECONDS)
 
 

@@ -1,0 +1,702 @@
+"""Faults that kill nobody: each is a row of the table in the docs.
+
+What the user sees, the state of VictoriaLogs, the state of the copy; and no row is ever lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import pytest
+
+from tests.faults.conftest import MakeSite
+from tests.faults.harness import (
+    NEW,
+    OLD,
+    RECOVERY_SECONDS,
+    TALLY,
+    Fault,
+    Killer,
+    Run,
+    command_line,
+    copy_is_whole_or_unpublished,
+    leftovers,
+    make_rows,
+    messages,
+    settle,
+)
+from tests.faults.killer_plugin import MESSAGE
+from tests.parts.command_service import write_service
+from tests.parts.disk import SmallDisk
+from tests.parts.site import Site
+from tests.parts.systemd import victoria_logs_unit
+from tests.parts.victoria_logs import server_argv
+from tests.parts.waiting import wait_until
+from tests.setup.victoria_logs import STAND_IN
+
+# In the stop window: VictoriaLogs has stopped and we hold its lock.
+IN_WINDOW = "hook freeze start #1"
+BEFORE_STOP = "hook warm_pass end #1"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table. The state of VictoriaLogs is `running` unless a test says more."""
+
+    fault: str
+    sees: tuple[str, ...]
+    copy: Literal["unpublished", "published", "as it was"]
+    status: int = 1
+
+    def judge(self, site: Site, run: Run, rows: Sequence[Mapping[str, object]] = OLD) -> None:
+        """AssertionError unless all is as the row says; the next run then succeeds by itself."""
+        self.judge_run(site, run)
+        settle(site, time.monotonic())
+        self.judge_data(site, rows)
+
+    def judge_run(self, site: Site, run: Run) -> None:
+        if self.status:
+            run.failed_in_one_line(*self.sees, status=self.status)
+        else:
+            assert run.status == 0, run.stderr
+        assert copy_is_whole_or_unpublished(site) is (self.copy != "unpublished")
+
+    def judge_data(self, site: Site, rows: Sequence[Mapping[str, object]] = OLD) -> None:
+        assert site.is_running
+        assert messages(site.server.rows()) == messages(rows)
+        assert site.journal_is_empty()
+        site.hooks("before-create")
+        assert copy_is_whole_or_unpublished(site)
+        assert site.manifest.rows == len(rows)
+        TALLY.count(f"row: {self.fault}")
+
+
+def bulky(name: str, day: str, count: int = 1000) -> list[Mapping[str, object]]:
+    """Rows of a kilobyte each that can't be compressed away."""
+    return [
+        {**row, "_msg": f"{row['_msg']} {secrets.token_urlsafe(750)}"}
+        for row in make_rows(name, count, day)
+    ]
+
+
+def script(site: Site, name: str, text: str, **values: object) -> tuple[str, ...]:
+    """Write a Python script at the site and return its argument vector."""
+    path = site.root / name
+    path.write_text(textwrap.dedent(text).format(**{key: repr(v) for key, v in values.items()}))
+    return (sys.executable, str(path))
+
+
+def at(event: str, *argv: str | tuple[str, ...]) -> Fault:
+    """Run a command at `event`."""
+    (command,) = argv if isinstance(argv[0], tuple) else (argv,)
+    return Fault(event, "run", tuple(map(str, command)))
+
+
+def ingest_command(site: Site, name: str, *batches: Sequence[Mapping[str, object]]) -> list[str]:
+    """The lines of a script that ingests `batches`."""
+    body = site.root / f"{name}.jsonl"
+    body.write_text("\n".join(json.dumps(row) for batch in batches for row in batch))
+    return [
+        "import urllib.request",
+        f"body = open({str(body)!r}, 'rb').read()",
+        f"url = {site.server.url + '/insert/jsonline?_stream_fields=host'!r}",
+        "headers = {'Content-Type': 'application/stream+json'}",
+        "opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))",
+        "opener.open(urllib.request.Request(url, body, headers)).read()",
+    ]
+
+
+def lines_script(site: Site, name: str, *lines: str) -> tuple[str, ...]:
+    path = site.root / name
+    path.write_text("\n".join(lines))
+    return (sys.executable, str(path))
+
+
+def fake_rsync(site: Site, action: str) -> str:
+    """A directory with an rsync that does `action` where it is started in the stop window."""
+    directory = site.root / "bin"
+    directory.mkdir(exist_ok=True)
+    rsync = shutil.which("rsync")
+    journal = site.root / "state" / "default" / "journal.json"
+    lines = [
+        f"#!{sys.executable} -IS",
+        "import os, signal, subprocess, sys, time",
+        f"rsync, staging = {rsync!r}, {str(site.staging.data)!r}",
+        f"if os.path.exists({str(journal)!r}) and '--version' not in sys.argv:",
+        textwrap.indent(textwrap.dedent(action).strip(), "    "),
+        "os.execv(rsync, ['rsync', *sys.argv[1:]])",
+    ]
+    (directory / "rsync").write_text("\n".join(lines))
+    (directory / "rsync").chmod(0o755)
+    return str(directory)
+
+
+def server_process(site: Site) -> psutil.Process:
+    for process in psutil.process_iter(["cmdline"]):
+        if f"-storageDataPath={site.data}" in (process.info["cmdline"] or []):
+            return process
+    raise AssertionError("no server")
+
+
+def install_stand_in(site: Site, environment: Mapping[str, str], **options: Any) -> None:
+    """The stand-in, since the fault is one that the real server can't be asked for."""
+    unit = victoria_logs_unit(STAND_IN, site.data, site.port, environment=environment)
+    site.systemd.write_unit(site.unit, unit)
+    site.write_config(**options)
+    site.start()
+    site.server.ingest(OLD)
+
+
+@pytest.fixture
+def ready(site: Site) -> Site:
+    """A site with rows and one published copy."""
+    site.install(final_pass="stopped")
+    site.server.ingest(OLD)
+    site.hooks("before-create")
+    return site
+
+
+# A stop that hangs, a start that fails.
+
+
+def test_a_stop_that_hangs(site: Site, killer: Killer) -> None:
+    row = Row("stop takes longer than stop_timeout (systemd)", ("stop", "1 seconds"), "unpublished")
+    install_stand_in(site, {"STAND_IN_STOP_DELAY": "3"}, stop_timeout=1)
+    run = killer.run(site, "before-create")
+    row.judge_run(site, run)
+    settle(site, time.monotonic())
+    site.write_config()
+    row.judge_data(site)
+
+
+@contextlib.contextmanager
+def command_service(site: Site, environment: Sequence[str], **options: Any) -> Iterator[None]:
+    """VictoriaLogs as an operator's own script runs it; site.unit is not used."""
+    argv = ["env", *environment, *server_argv(STAND_IN, site.data, site.port)]
+    command = [sys.executable, str(write_service(site.root / "service.py", argv))]
+    service = {verb: [*command, verb] for verb in ("stop", "start", "status")}
+    site.write_config(service={"command": service}, **options)
+    try:
+        site.run(*command, "start")
+        site.server.wait_healthy()
+        site.server.ingest(OLD)
+        yield
+        site.write_config(service={"command": service})
+    finally:
+        for process in leftovers(site):
+            process.kill()
+        with contextlib.suppress(AssertionError):
+            server_process(site).kill()
+
+
+def test_a_stop_that_hangs_behind_a_command(site: Site, killer: Killer) -> None:
+    row = Row("stop takes longer than stop_timeout (command)", ("stop", "1 seconds"), "unpublished")
+    with command_service(site, ["STAND_IN_STOP_DELAY=3"], stop_timeout=1):
+        before = server_process(site).pid
+        run = killer.run(site, "before-create")
+        row.judge_run(site, run)
+        wait_until(lambda: not psutil.pid_exists(before), 10, "the late stop")
+        settle(site, time.monotonic())
+        assert messages(site.server.rows()) == messages(OLD)
+        assert site.journal_is_empty()
+        TALLY.count(f"row: {row.fault}")
+
+
+def test_killed_after_the_stop_command_of_a_script_that_does_not_wait(
+    site: Site, killer: Killer
+) -> None:
+    """The server still answers while it is on its way down, long after our death."""
+    with command_service(site, ["STAND_IN_STOP_DELAY=2"]):
+        before = server_process(site).pid
+        run = killer.run(site, "before-create", fault=Fault("hook stop_service end #1"))
+        assert run.status == -9
+        wait_until(lambda: not psutil.pid_exists(before), 10, "the late stop")
+        recovery = settle(site, run.moment)
+        assert messages(site.server.rows()) == messages(OLD)
+        TALLY.count("SIGKILL (before-create, a stop that takes seconds)", recovery, "a slow stop")
+
+
+def test_a_server_that_hangs(ready: Site, killer: Killer) -> None:
+    """The real one too: it is stopped by a signal, and goes on four seconds later."""
+    row = Row("VictoriaLogs hangs when it is told to stop", ("stop", "1 seconds"), "unpublished")
+    ready.write_config(stop_timeout=1)
+    process = server_process(ready)
+    running = killer.start(
+        ready, "before-create", fault=at(BEFORE_STOP, "kill", "-STOP", str(process.pid))
+    )
+    try:
+        wait_until(lambda: running.fired, 20, "SIGSTOP")
+        time.sleep(4)
+        assert running.process.poll() is None, "ended while VictoriaLogs could stop any moment"
+    finally:
+        process.send_signal(signal.SIGCONT)
+    run = running.wait()
+    ready.write_config()
+    row.judge(ready, run)
+
+
+def test_a_server_that_hangs_for_longer_than_we_wait(ready: Site, killer: Killer) -> None:
+    row = Row("VictoriaLogs does not stop at all", ("stop",), "unpublished")
+    ready.write_config(stop_timeout=1, start_timeout=2)
+    process = server_process(ready)
+    try:
+        run = killer.run(
+            ready, "before-create", fault=at(BEFORE_STOP, "kill", "-STOP", str(process.pid))
+        )
+        row.judge_run(ready, run)
+    finally:
+        process.send_signal(signal.SIGCONT)
+    ready.write_config()
+    wait_until(lambda: not leftovers(ready), 30, "the guard ends")
+    ready.hooks("recover")
+    settle(ready, time.monotonic())
+    row.judge_data(ready)
+
+
+def test_a_stop_command_that_fails(ready: Site, killer: Killer) -> None:
+    row = Row("the stop command fails", ("stop", "VictoriaLogs is running"), "unpublished")
+    directory = ready.root / "bin"
+    directory.mkdir()
+    real = shutil.which("systemctl", path=ready.environment["PATH"])
+    (directory / "systemctl").write_text(
+        f'#!/bin/sh\n[ "$1" != stop ] || {{ echo "Access denied" >&2; exit 4; }}\nexec {real} "$@"\n'
+    )
+    (directory / "systemctl").chmod(0o755)
+    began = time.monotonic()
+    run = killer.run(ready, "before-create", path=str(directory))
+    assert time.monotonic() - began < RECOVERY_SECONDS
+    row.judge(ready, run)
+
+
+def failing_starts(site: Site, count: int, **options: Any) -> Path:
+    """A stand-in whose next `count` starts fail; returns the file that counts them."""
+    counter = site.root / "failing-starts"
+    install_stand_in(site, {"STAND_IN_FAIL_STARTS_FILE": str(counter)}, **options)
+    counter.write_text(str(count))
+    return counter
+
+
+def test_a_start_that_fails_twice(site: Site, killer: Killer) -> None:
+    row = Row("start fails, then works", (), "published", status=0)
+    failing_starts(site, 2)
+    row.judge(site, killer.run(site, "before-create"))
+
+
+def test_a_start_that_always_fails(site: Site, killer: Killer) -> None:
+    row = Row(
+        "start fails until start_timeout",
+        ("VICTORIALOGS IS DOWN", "systemctl start", "exit-code"),
+        "unpublished",
+    )
+    counter = failing_starts(site, 1000, start_timeout=3)
+    row.judge_run(site, killer.run(site, "before-create"))
+    assert not site.is_running
+    wait_until(lambda: not leftovers(site), 30, "the guard gives up")
+    assert site.hooks("recover", check=False).returncode == 1
+    counter.write_text("0")
+    site.hooks("recover")
+    row.judge_data(site)
+
+
+# A final pass that takes too long or fails.
+
+
+@pytest.mark.parametrize("ignored", ["", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"])
+def test_a_final_pass_that_takes_too_long(ready: Site, killer: Killer, ignored: str) -> None:
+    row = Row(
+        f"final pass longer than max_downtime{', deaf to SIGTERM' if ignored else ''}",
+        ("final pass", "VictoriaLogs is running"),
+        "unpublished",
+    )
+    ready.write_config(final_pass="stopped", max_downtime=1)
+    began = time.monotonic()
+    hang = f"{ignored or 'pass'}\ntime.sleep(600)"
+    run = killer.run(ready, "before-create", path=fake_rsync(ready, hang))
+    assert time.monotonic() - began < RECOVERY_SECONDS
+    ready.write_config()
+    row.judge(ready, run)
+
+
+def test_a_final_pass_with_an_io_error(ready: Site, killer: Killer) -> None:
+    row = Row("I/O error in the final pass", ("final pass", "Input/output error"), "unpublished")
+    action = """
+        print("rsync: [sender] read errors mapping: Input/output error (5)", file=sys.stderr)
+        sys.exit(23)
+    """
+    row.judge(ready, killer.run(ready, "before-create", path=fake_rsync(ready, action)))
+
+
+def test_a_part_that_vanishes_in_the_final_pass(ready: Site, killer: Killer) -> None:
+    """For real: rsync has listed it, and is held up by the part before it."""
+    row = Row("a part vanishes in the final pass", ("final pass", "vanish"), "unpublished")
+    rows = [*bulky("early", "2026-02-01"), *bulky("late", "2026-03-01")]
+    ingest = lines_script(ready, "ingest.py", *ingest_command(ready, "vanishing", rows))
+    action = f"""
+        copying = subprocess.Popen([rsync, "--bwlimit=400", *sys.argv[1:]])
+        table = {str(ready.data / "partitions" / "20260301" / "datadb")!r}
+        parts = [entry.path for entry in os.scandir(table) if entry.is_dir()]
+        time.sleep(0.5)
+        for part in parts:
+            os.rename(part, {str(ready.root)!r} + "/" + os.path.basename(part))
+        status = copying.wait()
+        for part in parts:
+            os.rename({str(ready.root)!r} + "/" + os.path.basename(part), part)
+        sys.exit(status)
+    """
+    path = fake_rsync(ready, action)
+    run = killer.run(ready, "before-create", fault=at(BEFORE_STOP, ingest), path=path)
+    row.judge(ready, run, [*OLD, *rows])
+
+
+def test_a_file_that_is_shortened_after_the_final_pass(ready: Site, killer: Killer) -> None:
+    row = Row("a file is shortened after the copy", ("not consistent", "says"), "unpublished")
+    shorten = script(
+        ready,
+        "shorten.py",
+        """
+        import os, pathlib
+        files = pathlib.Path({staging}).glob("partitions/*/datadb/*/timestamps.bin")
+        path = sorted(files)[0]
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[:-1])
+        """,
+        staging=str(ready.staging.data),
+    )
+    for event in ("hook final_pass end #1", "hook publish start #1"):
+        run = killer.run(ready, "before-create", fault=at(event, shorten))
+        row.judge(ready, run)
+
+
+def test_a_parts_json_that_is_replaced_within_the_second(ready: Site, killer: Killer) -> None:
+    row = Row("parts.json replaced, same second, same size", (), "published", status=0)
+    for number in range(3):
+        ready.server.ingest(
+            [{"host": "more", "_msg": f"{number}", "_time": "2026-01-02T01:00:00Z"}]
+        )
+        ready.server.flush()
+    ready.stop()
+    ready.start()
+    parts = ready.data / "partitions" / "20260102" / "datadb" / "parts.json"
+    if len(json.loads(parts.read_text())) < 2:
+        pytest.skip("VictoriaLogs has merged all parts into one: no list to turn round")
+    # The list the other way round means the same, and has the same size.
+    replace = script(
+        ready,
+        "replace.py",
+        """
+        import json, os, shutil
+        path = {parts}
+        before = os.stat(path)
+        names = json.load(open(path))
+        turned = json.dumps(names[::-1], separators=(",", ":") if before.st_size < 19 * len(names) + 2 else None)
+        second = before.st_mtime_ns // 10**9 * 10**9
+        shutil.copy2(path, path + ".new")
+        with open(path + ".new", "w") as file:
+            file.write(turned)
+        assert os.stat(path + ".new").st_size == before.st_size
+        os.utime(path + ".new", ns=(second, second + (before.st_mtime_ns + 7) % 10**9))
+        shutil.chown(path + ".new", before.st_uid, before.st_gid)
+        os.rename(path + ".new", path)
+        """,
+        parts=str(parts),
+    )
+    before = parts.read_bytes()
+    run = killer.run(ready, "before-create", fault=at("command systemctl stop start #1", replace))
+    more = make_rows("more", 3, "2026-01-02")
+    assert parts.read_bytes() != before, "not replaced"
+    assert (ready.staging.data / parts.relative_to(ready.data)).read_bytes() == parts.read_bytes()
+    assert run.status == 0, run.stderr
+    settle(ready, time.monotonic())
+    row.judge_run(ready, run)
+    assert ready.server.count() == len(OLD) + len(more)
+    TALLY.count(f"row: {row.fault}")
+
+
+# Somebody else.
+
+
+@pytest.mark.parametrize("restart", ["no", "always"])
+@pytest.mark.parametrize("final_pass", ["auto", "stopped"])
+def test_somebody_starts_it_in_the_window(
+    site: Site, killer: Killer, restart: str, final_pass: str
+) -> None:
+    row = Row(f"somebody starts it in the window, Restart={restart}", (), "published", status=0)
+    site.install(restart=restart, final_pass=final_pass)
+    site.server.ingest(OLD)
+    meddle = script(
+        site,
+        "meddle.py",
+        """
+        import pathlib, subprocess, time
+        subprocess.run(["systemctl", "start", "--no-block", {unit}], check=True)
+        deadline = time.monotonic() + 10
+        while "lock" not in pathlib.Path({log}).read_text() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.5)
+        """,
+        unit=site.unit,
+        log=f"{site.data}.log",
+    )
+    run = killer.run(site, "before-create", fault=at(IN_WINDOW, meddle))
+    assert "lock" in Path(f"{site.data}.log").read_text(), "it was not kept out"
+    row.judge(site, run)
+
+
+def test_somebody_starts_it_again_before_we_have_its_lock(ready: Site, killer: Killer) -> None:
+    row = Row("somebody starts it before we have the lock", ("did not stop",), "unpublished")
+    ready.write_config(stop_timeout=1, start_timeout=4)
+    meddle = lines_script(
+        ready,
+        "meddle.py",
+        "import subprocess",
+        f"subprocess.run(['systemctl', 'stop', {ready.unit!r}], check=True)",
+        f"subprocess.run(['systemctl', 'start', {ready.unit!r}], check=True)",
+    )
+    began = time.monotonic()
+    run = killer.run(ready, "before-create", fault=at("hook stop_service end #1", meddle))
+    assert time.monotonic() - began < RECOVERY_SECONDS + 5
+    wait_until(lambda: not leftovers(ready), 30, "the guard ends")
+    ready.write_config()
+    row.judge(ready, run)
+
+
+@pytest.mark.parametrize("second", ["before-create", "restore"])
+@pytest.mark.parametrize("first", ["before-create", "restore"])
+def test_two_runs_at_once(ready: Site, killer: Killer, first: str, second: str) -> None:
+    row = Row(f"{second} while {first} runs", ("pid", "since"), "unpublished", status=75)
+    ready.run("cp", "-a", str(ready.staging.path), str(ready.root / "extracted"))
+    restore = ("restore", "--from", str(ready.root / "extracted"))
+    commands = {"before-create": ("before-create",), "restore": restore}
+    go_on = ready.root / "go-on"
+    hold = lines_script(
+        ready,
+        "hold.py",
+        "import pathlib, time",
+        f"while not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.02)",
+    )
+    event = "command systemctl stop start #1"
+    running = killer.start(ready, *commands[first], fault=at(event, hold))
+    try:
+        wait_until(lambda: running.fired, 20, f"{event}")
+        refused = killer.run(ready, *commands[second])
+        assert refused.status in ((75,) if second == "before-create" else (1, 75))
+        refused.failed_in_one_line(
+            *row.sees, str(running.process.pid), first, status=refused.status
+        )
+    finally:
+        go_on.touch()
+    done = running.wait()
+    assert done.status == 0, done.stderr
+    settle(ready, time.monotonic())
+    row.judge_data(ready)
+
+
+def test_a_second_borgmatic_while_the_first_archives(ready: Site, killer: Killer) -> None:
+    row = Row("a second borgmatic while the first archives", ("borgmatic", "pid"), "published", 75)
+    program = ready.root / "borgmatic"
+    program.write_text('#!/bin/sh\n"$@"\necho $?\nread line\n')
+    program.chmod(0o755)
+    first = subprocess.Popen(
+        [str(program), *command_line(ready, "before-create")],
+        env=ready.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline().strip() == "0"
+        made = ready.manifest.created
+        refused = killer.run(ready, "before-create")
+        refused.failed_in_one_line(*row.sees, str(first.pid), status=75)
+        assert ready.manifest.created == made
+        # The one that was refused does not give back what is not its own.
+        ready.hooks("after-create")
+        assert killer.run(ready, "before-create").status == 75
+    finally:
+        first.kill()
+        first.communicate()
+    taken_over = killer.run(ready, "before-create")
+    assert taken_over.status == 0, taken_over.stderr
+    settle(ready, time.monotonic())
+    row.judge_data(ready)
+
+
+# Storage.
+
+
+@pytest.fixture
+def disk(site: Site) -> Iterator[SmallDisk]:
+    with SmallDisk(site.staging.path, 4_000_000) as mounted:
+        yield mounted
+
+
+def test_staging_that_is_too_small(site: Site, killer: Killer) -> None:
+    row = Row("staging is full in the warm pass", ("VictoriaLogs is running",), "unpublished")
+    rows = [*OLD, *bulky("big", "2026-02-01")]
+    with SmallDisk(site.staging.path, 400_000):
+        site.install()
+        site.server.ingest(rows)
+        site.server.flush()
+        run = killer.run(site, "before-create")
+        row.judge_run(site, run)
+        assert Path(f"{site.data}.log").read_text().count("started server at") == 1, "was stopped"
+    row.judge(site, run, rows)
+
+
+@pytest.mark.parametrize("final_pass", ["auto", "stopped"])
+def test_staging_that_is_full_in_the_final_pass(
+    site: Site, killer: Killer, disk: SmallDisk, final_pass: str
+) -> None:
+    row = Row(f"staging is full in the final pass ({final_pass})", ("space",), "unpublished")
+    site.install(final_pass=final_pass)
+    site.server.ingest(OLD)
+    rows = bulky("big", "2026-02-01")
+    filler = disk.path / "filler"
+    fill = lines_script(
+        site,
+        "fill.py",
+        *ingest_command(site, "big", rows),
+        "import os",
+        f"free = os.statvfs({str(disk.path)!r}).f_bavail * os.statvfs({str(disk.path)!r}).f_frsize",
+        f"open({str(filler)!r}, 'wb').write(bytes(free - 200_000))",
+    )
+    run = killer.run(site, "before-create", fault=at(BEFORE_STOP, fill))
+    filler.unlink()
+    row.judge(site, run, [*OLD, *rows])
+
+
+@pytest.mark.parametrize("final_pass", ["auto", "stopped"])
+def test_staging_that_becomes_read_only(
+    site: Site, killer: Killer, disk: SmallDisk, final_pass: str
+) -> None:
+    row = Row(f"staging becomes read-only ({final_pass})", ("Read-only",), "unpublished")
+    site.install(final_pass=final_pass)
+    site.server.ingest(OLD)
+    remount = ("mount", "-o", "remount,ro", str(disk.path))
+    more = lines_script(site, "more.py", *ingest_command(site, "new", NEW))
+    both = lines_script(
+        site, "both.py", "import subprocess", *(f"subprocess.run({c!r})" for c in (more, remount))
+    )
+    run = killer.run(site, "before-create", fault=at(BEFORE_STOP, both))
+    subprocess.run(["mount", "-o", "remount,rw", str(disk.path)], check=True)
+    row.judge(site, run, [*OLD, *NEW])
+
+
+def test_staging_that_is_read_only(site: Site, killer: Killer, disk: SmallDisk) -> None:
+    row = Row("staging is read-only", ("Read-only", "VictoriaLogs is running"), "as it was")
+    site.install()
+    site.server.ingest(OLD)
+    site.hooks("before-create")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk.path)], check=True)
+    run = killer.run(site, "before-create")
+    started = Path(f"{site.data}.log").read_text().count("started server at")
+    assert started == 2, "stopped again for nothing"
+    subprocess.run(["mount", "-o", "remount,rw", str(disk.path)], check=True)
+    row.judge(site, run)
+
+
+def test_staging_that_is_unmounted_between_the_passes(site: Site, killer: Killer) -> None:
+    """What is copied then is either refused or whole, on the disk below."""
+    row = Row("staging is unmounted between the passes", (), "unpublished")
+    site.install()
+    site.server.ingest(OLD)
+    with SmallDisk(site.staging.path, 4_000_000) as disk:
+        run = killer.run(
+            site, "before-create", fault=at(BEFORE_STOP, "umount", "--lazy", str(disk.path))
+        )
+        # Lazily unmounted below, by its context: there must be something to unmount.
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(disk.path)], check=True)
+    assert run.status in (0, 1)
+    assert copy_is_whole_or_unpublished(site) is (run.status == 0)
+    if run.status:
+        run.failed_in_one_line("VictoriaLogs is running")
+    settle(site, time.monotonic())
+    row.judge_data(site)
+
+
+# Plugins and output.
+
+
+@pytest.mark.parametrize("hook", ["start_service", "is_healthy"])
+def test_a_plugin_that_always_raises_where_victorialogs_is_brought_back(
+    ready: Site, killer: Killer, hook: str
+) -> None:
+    """The guard has the same plugin: it must not be what keeps VictoriaLogs down."""
+    ready.write_config(start_timeout=4)
+    run = killer.run(ready, "before-create", fault=Fault(f"hook {hook} start", "always"))
+    if run.status:
+        run.failed_in_one_line(MESSAGE)
+    assert copy_is_whole_or_unpublished(ready) is (run.status == 0)
+    settle(ready, time.monotonic())
+    assert messages(ready.server.rows()) == messages(OLD)
+    ready.hooks("before-create")
+    assert ready.journal_is_empty()
+    TALLY.count(f"row: a plugin that always raises in {hook}")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_without_standard_streams(ready: Site, closed: str) -> None:
+    """Files that a run opens must not get the numbers of the streams and be written to."""
+    argv = ["sh", "-c", f'exec "$@" {closed}', "sh", *command_line(ready, "before-create")]
+    done = subprocess.run(
+        argv, env=ready.environment, capture_output=True, timeout=60, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert copy_is_whole_or_unpublished(ready)
+    assert ready.manifest.rows == len(OLD)
+    settle(ready, time.monotonic())
+    assert ready.journal_is_empty()
+    TALLY.count("row: closed standard streams")
+
+
+def test_nobody_reads_the_output(ready: Site) -> None:
+    """borgmatic has died and the pipe is broken from the start; the guard and the end are as ever."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    argv = command_line(ready, "-v", "before-create")
+    try:
+        done = subprocess.run(
+            argv, env=ready.environment, stdout=writer, stderr=writer, timeout=60, check=False
+        )
+    finally:
+        os.close(writer)
+    assert done.returncode in (0, 1)
+    assert copy_is_whole_or_unpublished(ready) is (done.returncode == 0)
+    settle(ready, time.monotonic())
+    assert messages(ready.server.rows()) == messages(OLD)
+    TALLY.count("row: a broken pipe from the start")
+
+
+def test_what_a_killed_restore_left_is_gone_after_the_next_backup(
+    make_site: MakeSite, killer: Killer
+) -> None:
+    site = make_site()
+    site.install()
+    site.server.ingest(OLD)
+    site.hooks("before-create")
+    site.run("cp", "-a", str(site.staging.path), str(site.root / "extracted"))
+    command = ("restore", "--from", str(site.root / "extracted"))
+    killed = killer.run(site, *command, fault=Fault("hook place_copy end #1"))
+    assert killed.status == -9
+    assert (site.data / ".vl-borg-hooks" / "incoming").exists()
+    settle(site, killed.moment)
+    site.hooks("before-create")
+    assert not (site.data / ".vl-borg-hooks").exists()
+    assert site.manifest.rows == len(OLD)

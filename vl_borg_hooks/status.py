@@ -1,0 +1,79 @@
+"""`status`: each instance, the state it is in, its staging copy and who has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vl_borg_hooks import lifecycle
+from vl_borg_hooks.context import Target
+from vl_borg_hooks.errors import InvalidCopy, OperatorError
+from vl_borg_hooks.staging import Manifest, StagingCopy
+from vl_borg_hooks.state import InstanceState
+from vl_borg_hooks.transfer.progress import human_bytes
+
+if TYPE_CHECKING:
+    from vl_borg_hooks.config import Instance, LoadedConfig
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is known of one instance now."""
+
+    instance: str
+    service: str
+    # `running` or `stopped`, or why that can't be told.
+    victorialogs: str
+    # None where the staging copy is not published.
+    manifest: Manifest | None
+    # Who archives the staging copy now; empty for nobody.
+    lease: str
+    # Whether a run was killed and VictoriaLogs is still owed its recovery, or a run is on.
+    unfinished: bool
+
+    def lines(self) -> list[str]:
+        """Return it for a person."""
+        copy = self.manifest
+        if copy is None:
+            archived = "staging copy: not published"
+        else:
+            window = copy.downtime_seconds
+            away = "found stopped" if window is None else f"away for {window:.2f} s"
+            archived = (
+                f"staging copy: published {copy.created}, {copy.rows} rows, "
+                f"{human_bytes(copy.bytes)}; VictoriaLogs {away}, final pass {copy.final_pass}"
+            )
+        return [
+            f"{self.instance}: VictoriaLogs {self.victorialogs} ({self.service})",
+            f"  {archived}",
+            *([f"  archived by {self.lease}"] if self.lease else []),
+            *(["  a run is on, or was killed: see recover"] if self.unfinished else []),
+        ]
+
+
+def status(loaded: LoadedConfig, instances: Sequence[Instance]) -> list[Status]:
+    """Return the status of each of `instances`; raises OperatorError for a wrong config only."""
+    return [_status_of(loaded, instance) for instance in instances]
+
+
+def _status_of(loaded: LoadedConfig, instance: Instance) -> Status:
+    target = Target(**lifecycle.target_fields(loaded, instance, lambda message: None))
+    state = InstanceState(loaded.config.state_directory, instance.name)
+    try:
+        manifest = StagingCopy(Path(instance.staging_path)).manifest()
+    except InvalidCopy:
+        manifest = None
+    try:
+        victorialogs = target.service.state().value
+    except OperatorError as error:
+        victorialogs = f"unknown: {error}"
+    return Status(
+        instance=instance.name,
+        service=target.service.description,
+        victorialogs=victorialogs,
+        manifest=manifest,
+        lease=str(state.lease_holder() or ""),
+        unfinished=state.has_journal,
+    )
