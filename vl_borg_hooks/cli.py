@@ -78,16 +78,11 @@ def _restore(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from vl_borg_hooks import restore, staging, verify
+    from vl_borg_hooks import staging, verify
 
-    try:
-        instances = _selected(arguments)[1]
-    except OperatorError:
-        # It needs no config; with one it can tell our staging copies from strangers' trees.
-        instances = []
     status = 0
     for copy in staging.find_copies(arguments.path):
-        report = verify.verify(restore.known(copy, instances))
+        report = verify.verify(copy)
         for problem in report.problems:
             print(printable(problem))
         if report.manifest and not report.problems:

@@ -273,7 +273,7 @@ def _refuse_others(path: Path, status: os.stat_result) -> None:
 def _parse(path: Path, text: str) -> tuple[object, dict[Location, int]]:
     """Return the plain data of YAML `text` and the line of each key in it."""
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.error import MarkedYAMLError
 
     try:
         tree = YAML(typ="rt", pure=True).load(text)
@@ -282,8 +282,7 @@ def _parse(path: Path, text: str) -> tuple[object, dict[Location, int]]:
     except MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError([f"{path}{line}: is no valid YAML: {error.problem}"]) from None
-    except (YAMLError, ValueError, RecursionError, AttributeError, TypeError) as error:
-        # ruamel.yaml has the last two for tags such as !!omap on what is no mapping.
+    except Exception as error:  # noqa: BLE001 - ruamel.yaml has any for a tag that is out of place
         reason = (str(error).splitlines() or ["nested too deeply"])[0]
         raise ConfigError([f"{path}: is no valid YAML: {reason}"]) from None
 

@@ -82,9 +82,9 @@ def locked(target: Target) -> Iterator[None]:
     wait = target.instance.stop_timeout
     try:
         with lock.hold(target.host, target.data_directory, wait=wait):
-            target.stopped = True
             yield
     except lock.LockHeld as error:
+        target.may_stop = True
         raise OperatorError(
             f"VictoriaLogs did not stop within {wait:g} seconds: {error.what}",
             hint="raise stop_timeout, or find out what it waits for",
@@ -94,7 +94,7 @@ def locked(target: Target) -> Iterator[None]:
 def bring_back(hook: HookRelay, target: Target) -> None:
     """Start VictoriaLogs and wait until it is healthy; raises StartFailed."""
     deadline = time.monotonic() + target.instance.start_timeout
-    if target.stopped_at is not None and not target.stopped:
+    if target.may_stop:
         _wait_for_late_stop(target, deadline)
     complaint = ""
     while True:
@@ -127,7 +127,7 @@ def _wait_for_late_stop(target: Target, deadline: float) -> None:
             failure.hint = f"watch it, and when it stops run: {target.service.start_command()}"
             raise failure
         time.sleep(POLL_SECONDS)
-    target.stopped = True
+    target.may_stop = False
 
 
 def _seconds_since_stop(target: Target) -> int:

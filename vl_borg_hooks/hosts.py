@@ -54,6 +54,9 @@ class Host(Protocol):
     ) -> commands.Completed:
         """Run `argv` there; raises CommandFailed."""
 
+    def has_command(self, name: str) -> bool:
+        """Tell whether a program called `name`, or at that path, can be run there."""
+
     def rsync_location(self, path: str) -> str:
         """Return `path` as rsync's argument names it, with the slash that means its content."""
 
@@ -109,6 +112,10 @@ class LocalHost:
     ) -> commands.Completed:
         """Run `argv`; raises CommandFailed."""
         return commands.run(argv, ok=ok, timeout=timeout)
+
+    def has_command(self, name: str) -> bool:
+        """Tell whether a program called `name`, or at that path, can be run."""
+        return shutil.which(name) is not None
 
     def rsync_location(self, path: str) -> str:
         """Return `path` with the slash that means its content."""
@@ -302,6 +309,11 @@ class SshHost:
     def rsync_location(self, path: str) -> str:
         """Return `user@host:path/`; rsync's --secluded-args keeps the path from the shell there."""
         return f"{self.destination}:{path.rstrip('/')}/"
+
+    def has_command(self, name: str) -> bool:
+        """Tell whether a program called `name`, or at that path, can be run there."""
+        # The login shell's own: POSIX has `command -v` in every shell.
+        return self.run(["command", "-v", name], ok=(0, 1, 127)).exit_status == 0
 
     def _holds(self, *test: str) -> bool:
         return self.run(["test", *test], ok=(0, 1)).exit_status == 0

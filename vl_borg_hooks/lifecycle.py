@@ -52,7 +52,7 @@ def back_up(
     backups = [
         Backup(
             **target_fields(loaded, instance, say),
-            staging=StagingCopy(Path(instance.staging_path), ours=True),
+            staging=StagingCopy(Path(instance.staging_path)),
         )
         for instance in instances
     ]
@@ -250,6 +250,7 @@ def check_ready(target: Target) -> None:
             f"it has no {PARTITIONS} directory",
             hint="data_path should be what -storageDataPath of VictoriaLogs says",
         )
+    target.service.check()
     target.found = control.find_state(target)
 
 

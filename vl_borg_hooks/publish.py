@@ -32,7 +32,7 @@ def publish_copy(backup: Backup) -> Manifest:
             f"the staging copy is not consistent: {problems[0]}{more}",
             hint="run it again; if this stays, the data directory itself is damaged",
         )
-    totals = staging.write_inventory()
+    totals = staging.write_inventory(linked=True)
     owner = backup.host.owner(f"{backup.data_directory}/{PARTITIONS}")
     manifest = Manifest(
         instance=backup.name,
@@ -48,6 +48,7 @@ def publish_copy(backup: Backup) -> Manifest:
         final_seconds=backup.final.seconds,
         downtime_seconds=backup.downtime,
         final_pass="frozen" if backup.is_frozen else "stopped",
+        linked=backup.on_one_filesystem,
         inventory_sha256=totals.sha256,
     )
     staging.publish(manifest)

@@ -62,7 +62,7 @@ def restore(
     for instance in chosen:
         target = Restore(
             **lifecycle.target_fields(loaded, instance, say),
-            copy=known(copies[instance.name], instances),
+            copy=copies[instance.name],
             start_if_stopped=start,
         )
         with lifecycle.run(loaded, target, "restore") as state, lifecycle.explained(target):
@@ -78,13 +78,6 @@ def restore_extracted(
         say("restore: on_extract: is not set for any instance: nothing is restored")
         return
     restore(loaded, wanted, extract_destination(), say, start=False, dry_run=dry_run)
-
-
-def known(copy: StagingCopy, instances: Sequence[Instance]) -> StagingCopy:
-    """Return `copy`, as ours where it is the staging copy of one of `instances`."""
-    path = copy.path.resolve()
-    ours = any(Path(instance.staging_path).resolve() == path for instance in instances)
-    return StagingCopy(copy.path, ours=ours)
 
 
 def _copies_by_instance(root: Path) -> dict[str, StagingCopy]:
@@ -103,7 +96,9 @@ def _copies_by_instance(root: Path) -> dict[str, StagingCopy]:
 
 def _restore_one(hook: HookRelay, target: Restore, state: InstanceState, *, dry_run: bool) -> None:
     target.reporter.say(f"verifying {target.copy.path}")
-    manifest = verify(target.copy).raise_problems()
+    # A stranger's tree may link to anything; our own staging copy links to the data.
+    ours = target.copy.path.resolve() == Path(target.instance.staging_path).resolve()
+    manifest = verify(target.copy, linked=ours).raise_problems()
     if not dry_run:
         lifecycle.recover(hook, target, state)
     _check_ready(target, manifest)

@@ -71,6 +71,8 @@ class Manifest(BaseModel):
     downtime_seconds: float | None
     # When the last changes were copied: see `final_pass` in the config.
     final_pass: Literal["frozen", "stopped"]
+    # Whether the staging copy shared files with the data, as hard links on one filesystem.
+    linked: bool
     inventory_sha256: str
 
 
@@ -98,13 +100,9 @@ class Totals:
 
 @dataclass(frozen=True)
 class StagingCopy:
-    """A staging or extracted copy at `path`.
-
-    Only `ours`, which no stranger has written, may share files with the data, as hard links.
-    """
+    """A staging or extracted copy at `path`."""
 
     path: Path
-    ours: bool = False
 
     @property
     def data(self) -> Path:
@@ -152,13 +150,16 @@ class StagingCopy:
             where = ".".join(map(str, problem["loc"])) if problem else "nesting"
             raise InvalidCopy(f"{self.manifest_path}: is no manifest: {where} is wrong") from None
 
-    def write_inventory(self) -> Totals:
-        """List all files of the mirror; raises InvalidCopy for what no mirror may hold."""
+    def write_inventory(self, *, linked: bool = False) -> Totals:
+        """List all files of the mirror, which may be `linked` to the data's.
+
+        Raises InvalidCopy for what no mirror may hold.
+        """
         digest = hashlib.sha256()
         count = size = 0
         try:
             with open(self.inventory_path, "wb", opener=files.private) as inventory:
-                for directory in self.walk():
+                for directory in walk(self.data, linked=linked):
                     line = json.dumps([directory.path, directory.files]).encode() + b"\n"
                     inventory.write(line)
                     digest.update(line)
@@ -169,10 +170,6 @@ class StagingCopy:
                 f"could not write {self.inventory_path}: {error.strerror}"
             ) from None
         return Totals(count, size, digest.hexdigest())
-
-    def walk(self) -> Iterator[Directory]:
-        """Yield every directory of the mirror; raises InvalidCopy for what none may hold."""
-        return walk(self.data, linked=self.ours)
 
     def read_inventory(self, expected_sha256: str) -> Iterator[Directory]:
         """Yield what the inventory lists; raises InvalidCopy, at the end for a wrong checksum."""

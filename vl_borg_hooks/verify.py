@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vl_borg_hooks.errors import InvalidCopy
-from vl_borg_hooks.staging import Directory, Manifest, Partition, StagingCopy
+from vl_borg_hooks.staging import Directory, Manifest, Partition, StagingCopy, walk
 from vl_borg_hooks.victorialogs import parts
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
 
@@ -33,13 +33,18 @@ class Report:
         return self.manifest
 
 
-def verify(copy: StagingCopy) -> Report:
-    """Check every directory and file of `copy`; never raises for what is wrong with it."""
+def verify(copy: StagingCopy, *, linked: bool | None = None) -> Report:
+    """Check every directory and file of `copy`; never raises for what is wrong with it.
+
+    `linked` says whether it may share files with what lies outside of it, as hard links; None
+    leaves that to its manifest, which will do where the copy is only looked at.
+    """
     report = Report(copy)
     try:
         report.manifest = copy.manifest()
+        linked = report.manifest.linked if linked is None else linked
         inventory = copy.read_inventory(report.manifest.inventory_sha256)
-        for problem in differences(copy.data, copy.walk(), inventory):
+        for problem in differences(copy.data, walk(copy.data, linked=linked), inventory):
             report.problems.append(problem)
             if len(report.problems) >= LISTED_PROBLEMS:
                 return report

@@ -41,6 +41,10 @@ class ServiceManager(ABC):
     def start(self) -> None:
         """Ask for VictoriaLogs to be started; no error where it runs already."""
 
+    def check(self) -> None:
+        """Raise OperatorError where stopping or starting could not even be tried."""
+        return
+
     def last_words(self) -> str:
         """Return what the manager last said about VictoriaLogs, one line, for a failed start."""
         return ""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict, Field
 
 from vl_borg_hooks import config
+from vl_borg_hooks.errors import CommandFailed
 from vl_borg_hooks.hosts import Host
 from vl_borg_hooks.plugins import hookimpl
 from vl_borg_hooks.services import ServiceFactory, ServiceManager, State
@@ -40,6 +41,15 @@ class Command(ServiceManager):
     def description(self) -> str:
         """`command START`."""
         return f"command {shlex.join(self._options.start)}"
+
+    def check(self) -> None:
+        """Find the programs of all three commands, before VictoriaLogs is stopped."""
+        for argv in (self._options.stop, self._options.start, self._options.status):
+            if not self._host.has_command(argv[0]):
+                raise CommandFailed(
+                    f"the command {argv[0]} was not found on {self._host.name}",
+                    hint=f"install {argv[0]} or mend service: command:",
+                )
 
     def state(self) -> State:
         """Return what the status command's exit status says."""
