@@ -8,7 +8,7 @@ import shlex
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -19,6 +19,7 @@ PR_SET_PDEATHSIG = 1
 # How long a command that took too long may take to end on SIGTERM, and then on SIGKILL. One that
 # hangs in the kernel, on a dead disk, ends on neither and is left to itself.
 ENDING_SECONDS = 2
+CHUNK_BYTES = 1 << 16
 
 
 class TookTooLong(CommandFailed):
@@ -73,6 +74,7 @@ def run(
         open(os.devnull, "rb") as no_input,
         tempfile.TemporaryFile() as stdout,
         tempfile.TemporaryFile() as stderr,
+        _reading(on_output) as pipe,
     ):
         try:
             process = command(
@@ -80,7 +82,7 @@ def run(
                 _bg=True,
                 _bg_exc=False,
                 _in=no_input,
-                **({"_out": on_output, "_out_bufsize": 0} if on_output else {"_out": stdout}),
+                _out=pipe or stdout,
                 _err=stderr,
                 _tty_out=False,
                 _env={**os.environ, "LC_ALL": "C"},
@@ -92,6 +94,8 @@ def run(
             # sh puts the child's whole traceback in it; its last line says what was wrong.
             reason = str(error).strip().splitlines()[-1].strip()
             raise CommandFailed(f"{shlex.join(argv)} could not be started: {reason}") from None
+        if pipe:
+            pipe.close()
         if idle:
             _make_idle(process.pid)
         try:
@@ -135,6 +139,32 @@ def _make_idle(pid: int) -> None:
         process = psutil.Process(pid)
         process.ionice(psutil.IOPRIO_CLASS_IDLE)
         process.nice(19)
+
+
+@contextlib.contextmanager
+def _reading(on_output: Callable[[str], None] | None) -> Iterator[IO[bytes] | None]:
+    """Yield the end of a pipe to write to, and hand what is written to `on_output`.
+
+    Not left to sh, which takes it character by character where it is to come at once: rsync prints
+    its progress for every file. The reader ends when all who could write have.
+    """
+    if on_output is None:
+        yield None
+        return
+    receiving, sending = os.pipe()
+
+    def read() -> None:
+        with os.fdopen(receiving, "rb", buffering=0) as output:
+            while piece := output.read(CHUNK_BYTES):
+                # A terminal that is gone is no reason to end the command.
+                with contextlib.suppress(OSError):
+                    on_output(piece.decode("utf-8", "backslashreplace"))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    with os.fdopen(sending, "wb") as writer:
+        yield writer
+    reader.join(ENDING_SECONDS)
 
 
 def _exit_status(process: Any, timeout: float | None) -> int | None:

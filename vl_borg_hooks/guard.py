@@ -65,5 +65,6 @@ def _transient_unit(name: str, argv: list[str]) -> list[str]:
         "--property=Type=exec",
         # systemd gives units its own PATH; ours found systemctl and ssh.
         f"--setenv=PATH={os.environ.get('PATH', os.defpath)}",
-        *argv,
+        # systemd.service(5), COMMAND LINES: `$$` is a dollar sign and no variable.
+        *(word.replace("$", "$$") for word in argv),
     ]

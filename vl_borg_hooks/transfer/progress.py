@@ -13,6 +13,7 @@ from typing import Any
 PLAIN_LINE_SECONDS = 5
 # What rsync --info=progress2 prints, over and over: bytes, percent, rate, time, and in brackets
 # how many of all files are still to be checked ("ir-chk" while it still looks for more).
+_PROGRESS_START = re.compile(r"^\s*\d+\s+\d+%\s")
 _PROGRESS = re.compile(r"^\s*(\d+)\s+\d+%\s+\S+\s+\S+(?:.*(?:to|ir)-chk=(\d+)/(\d+))?")
 
 
@@ -30,6 +31,7 @@ class Parser:
 
     def __init__(self) -> None:
         self._rest = ""
+        self._last = ""
         self._lines: list[str] = []
         self._point = Point(0, 0, 0)
 
@@ -42,10 +44,13 @@ class Parser:
         """Take a piece of output and return how far the pass is by now."""
         *lines, self._rest = re.split(r"[\r\n]", self._rest + text)
         for line in lines:
-            progress = _PROGRESS.match(line)
-            if not progress:
+            # rsync prints one for every file: only the last of a piece is worth a closer look.
+            if _PROGRESS_START.match(line):
+                self._last = line
+            else:
                 self._lines.append(line)
-                continue
+        progress = _PROGRESS.match(self._last)
+        if progress:
             copied, left, total = progress.groups()
             checked = int(total) - int(left) if total else self._point.checked
             self._point = Point(int(copied), checked, int(total or self._point.total))
