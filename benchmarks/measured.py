@@ -1,14 +1,15 @@
 """Run a program and tell what it cost: time, bytes read and written, memory.
 
-Bytes are those of the whole tree of processes that it starts: they end as children of this one
-(PR_SET_CHILD_SUBREAPER), whose /proc/self/io the kernel adds them to. They are bytes that were read
-from a disk, and page-cache bytes that were made dirty; a filesystem's own metadata is in neither.
-What a service manager was asked to do is not in the tree. As a program: `python
-benchmarks/measured.py RESULT COMMAND ...`, with the result as JSON.
+Bytes are those of the whole tree of processes that it starts and waits for: when a process is
+waited for, the kernel adds its counts to those of who waits, up to this one's /proc/self/io. They
+are bytes that were read from a disk, and page-cache bytes that were made dirty; a filesystem's own
+metadata is in neither. What a service manager was asked to do is not in the tree. As a program:
+`python benchmarks/measured.py RESULT COMMAND ...`, with the result as JSON.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -24,6 +25,8 @@ from pathlib import Path
 
 # prctl(2), from linux/prctl.h.
 PR_SET_CHILD_SUBREAPER = 36
+# How long orphans may take to end: those that go on are servers, and no part of the run.
+ORPHANS_SECONDS = 0.5
 POLL_SECONDS = 0.01
 
 
@@ -88,11 +91,11 @@ def main(result: str, *argv: str) -> int:
     peak.start()
     status = child.wait()
     seconds = time.monotonic() - started
-    try:
-        while True:
-            os.wait()
-    except ChildProcessError:
-        pass
+    deadline = time.monotonic() + ORPHANS_SECONDS
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(POLL_SECONDS)
     after = _io()
     cost = Cost(
         seconds=seconds,

@@ -59,7 +59,7 @@ def make_part(part: Path, *, rows: int, day: int, salt: int = 0) -> None:
     part.mkdir(parents=True)
     files = {"timestamps.bin": rows * 3 + salt, "values.bin0": 100 + rows, "index.bin": 17}
     for name, size in files.items():
-        (part / name).write_bytes(hashlib.sha256(f"{part}{name}".encode()).digest() * size)
+        (part / name).write_bytes(hashlib.sha256(os.fsencode(part / name)).digest() * size)
     size = sum((part / name).stat().st_size for name in files)
     metadata = {
         "CompressedSizeBytes": size,
@@ -118,6 +118,7 @@ def publish(copy: StagingCopy, *, instance: str = "default") -> Manifest:
         bytes=totals.bytes,
         partitions=partitions,
         final_pass="stopped",
+        linked=False,
         warm_seconds=1.0,
         final_seconds=0.1,
         downtime_seconds=0.2,

@@ -62,18 +62,32 @@ def stop_window(
     try:
         guard.arm(target)
         state.note(Journal(command, found_running=True))
+        failed: BaseException | None = None
         try:
             target.stopped_at = time.monotonic()
             hook.stop_service(target=target)
             with locked(target):
                 yield
+        except BaseException as error:
+            failed = error
+            raise
         finally:
             with signals.held_back():
-                bring_back(hook, target)
+                _bring_back_after(hook, target, failed)
                 if settle:
                     state.clear_journal()
     finally:
         hook.after_start(target=target)
+
+
+def _bring_back_after(hook: HookRelay, target: Target, failed: BaseException | None) -> None:
+    """Bring VictoriaLogs back; where that fails too, say what `failed` before."""
+    try:
+        bring_back(hook, target)
+    except StartFailed as failure:
+        if failed:
+            failure.what = f"{failed}; and then {failure.what}"
+        raise
 
 
 @contextlib.contextmanager

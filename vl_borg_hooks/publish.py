@@ -20,9 +20,9 @@ def publish_copy(backup: Backup) -> Manifest:
     staging = backup.staging
     if backup.final is None:
         raise AssertionError("publish comes after the final pass")
-    # A server that was killed leaves parts that don't count and that it removes when it starts.
+    # Parts that no longer count: merged since the warm pass, or left by a server that was killed,
+    # which removes them itself when it starts.
     for stray in list(parts.stray_parts(staging.data)):
-        backup.reporter.say(f"left out {stray}: VictoriaLogs does not count it")
         LocalHost().remove_tree(str(stray))
     problems: list[str] = []
     partitions = verify.partitions(staging.data, problems)

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -51,6 +50,8 @@ from tests.setup.victoria_logs import STAND_IN
 # In the stop window: VictoriaLogs has stopped and we hold its lock.
 IN_WINDOW = "hook freeze start #1"
 BEFORE_STOP = "hook warm_pass end #1"
+# Room enough for a copy and for what a run wants to be left free.
+DISK_BYTES = 90_000_000
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,11 @@ def server_process(site: Site) -> psutil.Process:
     raise AssertionError("no server")
 
 
+def starts(site: Site) -> int:
+    """How often the server has started up to now."""
+    return Path(f"{site.data}.log").read_text().count("started server at")
+
+
 def install_stand_in(site: Site, environment: Mapping[str, str], **options: Any) -> None:
     """The stand-in, since the fault is one that the real server can't be asked for."""
     unit = victoria_logs_unit(STAND_IN, site.data, site.port, environment=environment)
@@ -230,41 +236,37 @@ def test_killed_after_the_stop_command_of_a_script_that_does_not_wait(
         TALLY.count("SIGKILL (before-create, a stop that takes seconds)", recovery, "a slow stop")
 
 
-def test_a_server_that_hangs(ready: Site, killer: Killer) -> None:
-    """The real one too: it is stopped by a signal, and goes on four seconds later."""
-    row = Row("VictoriaLogs hangs when it is told to stop", ("stop", "1 seconds"), "unpublished")
+def make_stop_slow(site: Site, seconds: int) -> None:
+    """Have systemd wait before it tells the server, the real one too, to stop."""
+    unit = (site.systemd.unit_directory / site.unit).read_text()
+    site.systemd.write_unit(site.unit, f"{unit}ExecStop=/bin/sleep {seconds}\n")
+
+
+def test_a_server_that_stops_late(ready: Site, killer: Killer) -> None:
+    row = Row("VictoriaLogs takes its time to stop", ("stop", "1 seconds"), "unpublished")
     ready.write_config(stop_timeout=1)
-    process = server_process(ready)
-    running = killer.start(
-        ready, "before-create", fault=at(BEFORE_STOP, "kill", "-STOP", str(process.pid))
-    )
-    try:
-        wait_until(lambda: running.fired, 20, "SIGSTOP")
-        time.sleep(4)
-        assert running.process.poll() is None, "ended while VictoriaLogs could stop any moment"
-    finally:
-        process.send_signal(signal.SIGCONT)
-    run = running.wait()
+    make_stop_slow(ready, 4)
+    before = starts(ready)
+    run = killer.run(ready, "before-create")
+    row.judge_run(ready, run)
+    wait_until(lambda: starts(ready) == before + 1, 10, "the late stop, and the start after it")
+    make_stop_slow(ready, 0)
     ready.write_config()
     row.judge(ready, run)
 
 
-def test_a_server_that_hangs_for_longer_than_we_wait(ready: Site, killer: Killer) -> None:
-    row = Row("VictoriaLogs does not stop at all", ("stop",), "unpublished")
+def test_a_server_that_stops_later_than_we_wait(ready: Site, killer: Killer) -> None:
+    """The start that we asked for stays asked for."""
+    row = Row("VictoriaLogs stops after we gave up", ("stop", "may stop"), "unpublished")
     ready.write_config(stop_timeout=1, start_timeout=2)
-    process = server_process(ready)
-    try:
-        run = killer.run(
-            ready, "before-create", fault=at(BEFORE_STOP, "kill", "-STOP", str(process.pid))
-        )
-        row.judge_run(ready, run)
-    finally:
-        process.send_signal(signal.SIGCONT)
+    make_stop_slow(ready, 14)
+    before = starts(ready)
+    run = killer.run(ready, "before-create")
+    row.judge_run(ready, run)
+    wait_until(lambda: starts(ready) == before + 1, 30, "the late stop, and the start after it")
+    make_stop_slow(ready, 0)
     ready.write_config()
-    wait_until(lambda: not leftovers(ready), 30, "the guard ends")
-    ready.hooks("recover")
-    settle(ready, time.monotonic())
-    row.judge_data(ready)
+    row.judge(ready, run)
 
 
 def test_a_stop_command_that_fails(ready: Site, killer: Killer) -> None:
@@ -304,8 +306,8 @@ def test_a_start_that_always_fails(site: Site, killer: Killer) -> None:
     )
     counter = failing_starts(site, 1000, start_timeout=3)
     row.judge_run(site, killer.run(site, "before-create"))
-    assert not site.is_running
     wait_until(lambda: not leftovers(site), 30, "the guard gives up")
+    assert not site.server.healthy()
     assert site.hooks("recover", check=False).returncode == 1
     counter.write_text("0")
     site.hooks("recover")
@@ -340,8 +342,13 @@ def test_a_final_pass_with_an_io_error(ready: Site, killer: Killer) -> None:
     row.judge(ready, killer.run(ready, "before-create", path=fake_rsync(ready, action)))
 
 
-def test_a_part_that_vanishes_in_the_final_pass(ready: Site, killer: Killer) -> None:
+def test_a_part_that_vanishes_in_the_final_pass(
+    site: Site, killer: Killer, disk: SmallDisk
+) -> None:
     """For real: rsync has listed it, and is held up by the part before it."""
+    ready = site
+    ready.install(final_pass="stopped")
+    ready.server.ingest(OLD)
     row = Row("a part vanishes in the final pass", ("final pass", "vanish"), "unpublished")
     rows = [*bulky("early", "2026-02-01"), *bulky("late", "2026-03-01")]
     ingest = lines_script(ready, "ingest.py", *ingest_command(ready, "vanishing", rows))
@@ -369,8 +376,9 @@ def test_a_file_that_is_shortened_after_the_final_pass(ready: Site, killer: Kill
         "shorten.py",
         """
         import os, pathlib
-        files = pathlib.Path({staging}).glob("partitions/*/datadb/*/timestamps.bin")
-        path = sorted(files)[0]
+        files = pathlib.Path({staging}).glob("partitions/*/datadb/*/*")
+        parts = [file for file in files if file.name.endswith(".bin")]
+        path = max(parts, key=lambda file: file.stat().st_size)
         content = path.read_bytes()
         path.unlink()
         path.write_bytes(content[:-1])
@@ -458,7 +466,7 @@ def test_somebody_starts_it_in_the_window(
 
 
 def test_somebody_starts_it_again_before_we_have_its_lock(ready: Site, killer: Killer) -> None:
-    row = Row("somebody starts it before we have the lock", ("did not stop",), "unpublished")
+    row = Row("somebody starts it before we have the lock", ("stop",), "unpublished")
     ready.write_config(stop_timeout=1, start_timeout=4)
     meddle = lines_script(
         ready,
@@ -508,6 +516,7 @@ def test_two_runs_at_once(ready: Site, killer: Killer, first: str, second: str) 
 
 def test_a_second_borgmatic_while_the_first_archives(ready: Site, killer: Killer) -> None:
     row = Row("a second borgmatic while the first archives", ("borgmatic", "pid"), "published", 75)
+    ready.hooks("after-create")
     program = ready.root / "borgmatic"
     program.write_text('#!/bin/sh\n"$@"\necho $?\nread line\n')
     program.chmod(0o755)
@@ -520,7 +529,7 @@ def test_a_second_borgmatic_while_the_first_archives(ready: Site, killer: Killer
         text=True,
     )
     try:
-        assert first.stdout is not None
+        assert first.stdout
         assert first.stdout.readline().strip() == "0"
         made = ready.manifest.created
         refused = killer.run(ready, "before-create")
@@ -543,20 +552,46 @@ def test_a_second_borgmatic_while_the_first_archives(ready: Site, killer: Killer
 
 @pytest.fixture
 def disk(site: Site) -> Iterator[SmallDisk]:
-    with SmallDisk(site.staging.path, 4_000_000) as mounted:
+    with SmallDisk(site.staging.path, DISK_BYTES) as mounted:
         yield mounted
 
 
 def test_staging_that_is_too_small(site: Site, killer: Killer) -> None:
-    row = Row("staging is full in the warm pass", ("VictoriaLogs is running",), "unpublished")
-    rows = [*OLD, *bulky("big", "2026-02-01")]
+    row = Row("staging is too small", ("free", "B", "VictoriaLogs is running"), "unpublished")
     with SmallDisk(site.staging.path, 400_000):
         site.install()
-        site.server.ingest(rows)
-        site.server.flush()
+        site.server.ingest(OLD)
         run = killer.run(site, "before-create")
         row.judge_run(site, run)
-        assert Path(f"{site.data}.log").read_text().count("started server at") == 1, "was stopped"
+        assert starts(site) == 1, "was stopped for nothing"
+    row.judge(site, run)
+
+
+def fill_command(site: Site, disk: SmallDisk, *lines: str) -> tuple[str, ...]:
+    """What leaves too little room on the disk for `bulky` rows, after doing `lines`."""
+    return lines_script(
+        site,
+        "fill.py",
+        *lines,
+        "import os",
+        f"disk = os.statvfs({str(disk.path)!r})",
+        f"filler = open({str(disk.path / 'filler')!r}, 'wb')",
+        "filler.write(bytes(disk.f_bavail * disk.f_frsize - 200_000))",
+    )
+
+
+def test_staging_that_is_full_in_the_warm_pass(site: Site, killer: Killer, disk: SmallDisk) -> None:
+    row = Row("staging is full in the warm pass", ("space", "is running"), "unpublished")
+    site.install()
+    rows = [*OLD, *bulky("big", "2026-02-01")]
+    site.server.ingest(rows)
+    # Only a stop has all of them on disk at once.
+    site.stop()
+    site.start()
+    fill = fill_command(site, disk)
+    run = killer.run(site, "before-create", fault=at("hook warm_pass start #1", fill))
+    assert starts(site) == 2, "was stopped for nothing"
+    (disk.path / "filler").unlink()
     row.judge(site, run, rows)
 
 
@@ -568,17 +603,9 @@ def test_staging_that_is_full_in_the_final_pass(
     site.install(final_pass=final_pass)
     site.server.ingest(OLD)
     rows = bulky("big", "2026-02-01")
-    filler = disk.path / "filler"
-    fill = lines_script(
-        site,
-        "fill.py",
-        *ingest_command(site, "big", rows),
-        "import os",
-        f"free = os.statvfs({str(disk.path)!r}).f_bavail * os.statvfs({str(disk.path)!r}).f_frsize",
-        f"open({str(filler)!r}, 'wb').write(bytes(free - 200_000))",
-    )
+    fill = fill_command(site, disk, *ingest_command(site, "big", rows))
     run = killer.run(site, "before-create", fault=at(BEFORE_STOP, fill))
-    filler.unlink()
+    (disk.path / "filler").unlink()
     row.judge(site, run, [*OLD, *rows])
 
 
@@ -606,8 +633,7 @@ def test_staging_that_is_read_only(site: Site, killer: Killer, disk: SmallDisk) 
     site.hooks("before-create")
     subprocess.run(["mount", "-o", "remount,ro", str(disk.path)], check=True)
     run = killer.run(site, "before-create")
-    started = Path(f"{site.data}.log").read_text().count("started server at")
-    assert started == 2, "stopped again for nothing"
+    assert starts(site) == 2, "stopped again for nothing"
     subprocess.run(["mount", "-o", "remount,rw", str(disk.path)], check=True)
     row.judge(site, run)
 
@@ -617,12 +643,13 @@ def test_staging_that_is_unmounted_between_the_passes(site: Site, killer: Killer
     row = Row("staging is unmounted between the passes", (), "unpublished")
     site.install()
     site.server.ingest(OLD)
-    with SmallDisk(site.staging.path, 4_000_000) as disk:
+    with SmallDisk(site.staging.path, DISK_BYTES) as disk:
         run = killer.run(
             site, "before-create", fault=at(BEFORE_STOP, "umount", "--lazy", str(disk.path))
         )
         # Lazily unmounted below, by its context: there must be something to unmount.
-        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(disk.path)], check=True)
+        if not disk.path.is_mount():
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(disk.path)], check=True)
     assert run.status in (0, 1)
     assert copy_is_whole_or_unpublished(site) is (run.status == 0)
     if run.status:

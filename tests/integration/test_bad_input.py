@@ -43,7 +43,7 @@ class Site:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.data = make_data(root / "data")
-        self.staging = StagingCopy(root / "staging", ours=True)
+        self.staging = StagingCopy(root / "staging")
         self.server = LockingServer(self.data)
         self.fields: dict[str, object] = {
             "name": "default",
@@ -385,6 +385,7 @@ def test_a_staging_filesystem_that_is_full_in_the_final_pass_leaves_the_server_r
 
 
 def test_files_that_vanish_in_the_final_pass_are_an_error(site: Site) -> None:
+    site.backs_up()
     complaint = "echo 'file has vanished: x' >&2; exit 24"
     environment = final_pass_does(site, complaint)
     said = the_line(site.command("before-create", environment=environment))
@@ -406,6 +407,7 @@ def test_a_final_pass_longer_than_max_downtime_is_given_up(site: Site) -> None:
 
 
 def test_a_copy_that_is_not_consistent_is_not_published(site: Site) -> None:
+    site.backs_up()
     part = next((site.data / "partitions/20261121/datadb").glob("18A*"))
     os.truncate(part / "index.bin", 1)
     said = the_line(site.command("before-create"))
@@ -462,8 +464,11 @@ def test_a_run_that_is_ended_in_the_final_pass_leaves_the_server_running(
     site: Site, number: signal.Signals
 ) -> None:
     before = site.content()
+    # There is a copy of an earlier run, that must not be archived any more.
+    site.backs_up()
     blocked = BlockedRun(site)
     assert not site.server.running
+    assert not site.published
     blocked.process.send_signal(number)
     started = time.monotonic()
     site.server.wait(running=True)

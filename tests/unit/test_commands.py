@@ -154,7 +154,7 @@ def test_messages_of_commands_are_in_english(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_bytes_that_are_no_text_are_shown_and_not_fatal() -> None:
     completed = commands.run(["printf", r"a\377b"])
-    assert completed.stdout == "a\\xffb"
+    assert os.fsencode(completed.stdout) == b"a\xffb"
 
 
 RUN_AND_SAY = """\

@@ -72,7 +72,7 @@ def test_every_option_that_is_left_out_has_its_default(write: Write) -> None:
                 "url": None,
                 "http_auth": None,
                 "service": {"systemd": "victorialogs.service"},
-                "ssh_command": ["ssh"],
+                "ssh_command": ("ssh",),
                 "stop_timeout": 60,
                 "start_timeout": 120,
                 "max_downtime": 300,
@@ -108,7 +108,7 @@ def test_every_option_that_is_given_counts(write: Write) -> None:
     )
     instance = load(write(text(extra=extra, data_path="/srv//data/./x/"))).config.instances[0]
     assert instance.url == "http://127.0.0.1:9428"
-    assert instance.ssh_command == ["ssh", "-i", "key file"]
+    assert list(instance.ssh_command) == ["ssh", "-i", "key file"]
     assert (instance.stop_timeout, instance.start_timeout, instance.max_downtime) == (1, 2.5, 3)
     assert instance.restore.on_extract
     assert instance.restore.owner == "a:b"
@@ -171,7 +171,7 @@ def second(data: str = "/srv/data2", staging: str = "/srv/staging2", name: str =
         (text(extra="stop_timeout: 0"), ["6: instances[0].stop_timeout: should be greater than 0"]),
         (text(extra="max_downtime: '5'"), ["6: instances[0].max_downtime: should be a valid"]),
         (text(extra="max_downtime: true"), ["6: instances[0].max_downtime: should be a valid"]),
-        (text(extra="ssh_command: ssh"), ["6: instances[0].ssh_command: should be a valid list"]),
+        (text(extra="ssh_command: ssh"), ["6: instances[0].ssh_command: should be a valid"]),
         (text(extra="ssh_command: []"), ["6: instances[0].ssh_command: "]),
         (text(extra="ssh_command: [ssh, '']"), ["6: instances[0].ssh_command[1]: "]),
         (text(extra="restore: {owner: nobody}"), ["6: instances[0].restore.owner: "]),
@@ -189,8 +189,8 @@ def second(data: str = "/srv/data2", staging: str = "/srv/staging2", name: str =
         (text(name="x" * 65), ["2: instances[0].name: "]),
         (text(staging_path="srv"), ["4: instances[0].staging_path: must be an absolute path"]),
         (text(staging_path="h:/srv"), ["4: instances[0].staging_path: must be an absolute path"]),
-        (text(staging_path="/a/../b"), ["4: instances[0].staging_path: must be a path without"]),
-        (text(staging_path='"/a\\0b"'), ["4: instances[0].staging_path: must be a path without"]),
+        (text(staging_path="/a/../b"), ["4: instances[0].staging_path: must be a path"]),
+        (text(staging_path='"/a\\0b"'), ["4: instances[0].staging_path: must be a path"]),
         (text(data_path="srv"), ["3: instances[0].data_path: must be an absolute path or user@"]),
         (text(data_path="h:/a/../b"), ["3: instances[0].data_path: must be a path without '..'"]),
         (text("state_path: state"), ["6: state_path: must be an absolute path"]),
@@ -580,9 +580,7 @@ def test_any_bytes_are_loaded_or_refused(content: bytes) -> None:
     loads_or_refuses(content)
 
 
-SCALARS: Any = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates() | st.binary()
-)
+SCALARS: Any = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates()
 PATHS = st.sampled_from(
     ["/a", "/a/b", "/b", "h:/a", "u@[::1]:/x", "/\ud800", "/a\0", "../x", "/\n"]
 )

@@ -495,6 +495,20 @@ def test_problems_are_listed_up_to_a_bound(copy: StagingCopy, capsys: Capture) -
     assert len(problems_of(copy, capsys)) == LISTED_PROBLEMS
 
 
+def test_a_hard_link_out_of_the_copy_is_named_unless_the_copy_shares_its_files(
+    copy: StagingCopy, tmp_path: Path, capsys: Capture
+) -> None:
+    path = copy.path / PART / "index.bin"
+    os.link(path, tmp_path / "outside")
+    expected = f"{path}: is a hard link to a file outside of the copy"
+    assert problems_of(copy, capsys) == [expected]
+    assert verify(copy, linked=True).problems == []
+    # A stranger's manifest may say what it likes: a restore takes its own word.
+    change_manifest(copy, linked=True)
+    assert verify(copy).problems == []
+    assert verify(copy, linked=False).problems == [expected]
+
+
 def test_nothing_is_read_through_a_link(copy: StagingCopy, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     (copy.path / PART).rename(outside)
