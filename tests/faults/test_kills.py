@@ -67,7 +67,12 @@ def test_every_hook_is_among_the_events(make_site: MakeSite, killer: Killer) -> 
 )
 def test_sigkill_at_every_event(make_flows: MakeFlows, kind: type[Flow], running: bool) -> None:
     flows = make_flows(kind, running=running)
-    survive_all(flows, [Fault(event) for event in flows[0].record()])
+    events = flows[0].record()
+    if kind is StoppedPassFlow:
+        # Only there it differs.
+        events = events[events.index("hook stop_service start #1") :]
+        events = events[: events.index("hook after_start end #1")]
+    survive_all(flows, [Fault(event) for event in events])
 
 
 @pytest.mark.timeout(900)
@@ -89,7 +94,7 @@ def test_every_other_fault_at_every_hook(make_flows: MakeFlows, kind: type[Flow]
         for edge in edges
         if Fault(edge, "raise") not in faults
     ]
-    survive_all(flows, faults, again_every=4)
+    survive_all(flows, faults, again_every=6)
 
 
 @pytest.mark.timeout(900)
@@ -97,9 +102,11 @@ def test_every_other_fault_at_every_hook(make_flows: MakeFlows, kind: type[Flow]
 def test_signals_between_the_hooks(make_flows: MakeFlows, kind: type[Flow]) -> None:
     flows = make_flows(kind)
     events = [event for event in flows[0].record() if not hook_of(event)]
+    # Of a command only its end: its start is what was before it.
+    events = [event for event in events if " start #" not in event or "rsync" in event]
     others = (*SIGNALS, "broken-output")
     faults = [Fault(event, others[number % 4]) for number, event in enumerate(events)]
-    survive_all(flows, faults, again_every=4)
+    survive_all(flows, faults, again_every=6)
 
 
 @pytest.mark.timeout(3600)
@@ -108,7 +115,7 @@ def test_sigkill_at_lines_of_the_package(make_flows: MakeFlows, kind: type[Flow]
     flows = make_flows(kind)
     lines = [event for event in flows[0].record(lines=True) if event.startswith("line")]
     assert len(lines) > 200
-    survive_all(flows, shuffled([Fault(line) for line in lines], 30, seed=3), lines=True)
+    survive_all(flows, shuffled([Fault(line) for line in lines], 20, seed=3), lines=True)
 
 
 @pytest.mark.timeout(900)
