@@ -339,7 +339,11 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return "is missing"
     message: str = problem["msg"]
-    return message.removeprefix("Value error, ").replace("Input should be", "should be")
+    return (
+        message.removeprefix("Value error, ")
+        .replace("Input should be", "should be")
+        .replace("tuple", "list")
+    )
 
 
 def _model_at(location: Location) -> type[BaseModel]:

@@ -220,9 +220,9 @@ def recover(hook: HookRelay, target: Target, state: InstanceState) -> bool:
     if journal is None:
         _remove_working_directory(target)
         return False
-    swap = Swap(target.host, target.data_directory, journal.swapped or ())
+    swap = Swap(target.host, target.data_directory, journal.replaced or ())
     target.reporter.say(f"a {journal.command} was killed: bringing VictoriaLogs back")
-    if journal.swapped is not None:
+    if journal.replaced is not None:
         if target.service.state() is State.RUNNING:
             target.service.stop()
         with control.locked(target):

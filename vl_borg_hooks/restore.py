@@ -19,7 +19,7 @@ from vl_borg_hooks.hosts import LocalHost, Owner
 from vl_borg_hooks.services import State
 from vl_borg_hooks.staging import Manifest, Partition, StagingCopy, find_copies, walk
 from vl_borg_hooks.state import InstanceState, Journal
-from vl_borg_hooks.swap import Swap
+from vl_borg_hooks.swap import Swap, present
 from vl_borg_hooks.transfer import rsync
 from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.verify import differences, verify
@@ -144,10 +144,10 @@ def _replace(
     expired: Sequence[Partition],
 ) -> None:
     """Put the copy in place, prove that VictoriaLogs serves it, or bring back what was there."""
-    names = target.host.entries(target.incoming)
-    swap = Swap(target.host, target.data_directory, names)
+    replaced = present(target.host, target.data_directory)
+    swap = Swap(target.host, target.data_directory, replaced)
     found_running = target.found is State.RUNNING
-    journal = Journal("restore", found_running, names)
+    journal = Journal("restore", found_running, replaced)
     try:
         if found_running:
             with control.stop_window(hook, target, state, "restore", settle=False):

@@ -38,8 +38,8 @@ def before_backup(backup: Backup) -> None:
     free = backup.host.free_bytes(staging)
     if needed + RESERVE_BYTES > free:
         raise OperatorError(
-            f"the staging copy needs {human_bytes(needed)} more, but the filesystem of {staging} "
-            f"has {human_bytes(free)} free",
+            f"the staging copy needs {human_bytes(needed)} more and {human_bytes(RESERVE_BYTES)} in "
+            f"reserve, but the filesystem of {staging} has {human_bytes(free)} free",
             hint="make room there, or see whether it is mounted",
         )
     if one_filesystem and backup.client:

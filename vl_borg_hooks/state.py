@@ -70,13 +70,14 @@ class Holder:
 class Journal:
     """What a run has begun and owes the end of.
 
-    `command` began it; VictoriaLogs was found running or not; `swapped` are the names that a
-    restore puts in the data directory, None where it is not at that yet or has proved the result.
+    `command` began it; VictoriaLogs was found running or not; `replaced` are the names of what a
+    restore replaces in the data directory, None where it is not at that yet or has proved the
+    result.
     """
 
     command: str
     found_running: bool
-    swapped: list[str] | None = None
+    replaced: list[str] | None = None
 
 
 class InstanceState:

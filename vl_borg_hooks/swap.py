@@ -1,8 +1,8 @@
 """Putting restored data in the place of what was there, by renames that can be undone.
 
 On the data's own filesystem, in our working directory: `incoming/` holds what is to be put in
-place, `replaced/` what it takes the place of. The journal has the names before the first rename, so
-that an undo, as often as it is begun, leads back to what was there.
+place, `replaced/` what it takes the place of. The journal has the names of the latter before the
+first rename, so that an undo, as often as it is begun, leads back to what was there.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ from vl_borg_hooks.victorialogs.layout import NOT_REPLACED, WORKING_DIRECTORY
 
 
 class Swap:
-    """The swap of `names` into `data_directory` on `host`. The data directory must be locked."""
+    """The swap in `data_directory` on `host`, which must be locked, of what is there.
 
-    def __init__(self, host: Host, data_directory: str, names: Sequence[str] = ()) -> None:
+    `originals` are the names of that, before the swap.
+    """
+
+    def __init__(self, host: Host, data_directory: str, originals: Sequence[str] = ()) -> None:
         self._host = host
         self._data = data_directory
-        self._names = names
+        self._originals = originals
         self._working = f"{data_directory}/{WORKING_DIRECTORY}"
         self._incoming = f"{self._working}/incoming"
         self._replaced = f"{self._working}/replaced"
 
     def do(self) -> None:
-        """Move what is there to `replaced/` and `names` from `incoming/` in its place."""
+        """Move what is there to `replaced/`, and what is in `incoming/` in its place."""
         self._host.make_directory(self._replaced, 0o700)
-        for name in self._present():
+        for name in self._originals:
             self._host.rename(f"{self._data}/{name}", f"{self._replaced}/{name}")
-        for name in self._names:
+        for name in self._host.entries(self._incoming):
             self._host.rename(f"{self._incoming}/{name}", f"{self._data}/{name}")
 
     def undo(self) -> None:
         """Bring back what was there, from wherever a swap or an undo was ended."""
         waiting = set(self._host.entries(self._incoming))
         replaced = self._host.entries(self._replaced)
-        present = self._present()
-        for name in present:
-            # Ours, or made by a server that ran on what we had put in place. What an earlier undo
-            # has brought back already is neither: it is no longer in `replaced/`, and ours of that
-            # name is back in `incoming/`.
-            ours = name in self._names and name not in waiting
-            if ours or name in replaced:
+        for name in present(self._host, self._data):
+            # Put there by the swap, or made by a server that ran on it. An original that was not
+            # moved yet, or has been brought back already, is neither.
+            if name in replaced or name not in self._originals:
                 self._discard(name, waiting)
         for name in replaced:
             self._host.rename(f"{self._replaced}/{name}", f"{self._data}/{name}")
@@ -58,5 +58,7 @@ class Swap:
         self._host.make_directory(self._incoming, 0o700)
         self._host.rename(f"{self._data}/{name}", f"{self._incoming}/{name}")
 
-    def _present(self) -> list[str]:
-        return [name for name in self._host.entries(self._data) if name not in NOT_REPLACED]
+
+def present(host: Host, data_directory: str) -> list[str]:
+    """Return the names in `data_directory` that a restore replaces."""
+    return [name for name in host.entries(data_directory) if name not in NOT_REPLACED]

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.parts.command_service import write_service
+from tests.parts.ports import free_port
 from tests.parts.site import Site
 from tests.parts.victoria_logs import LogServer, SteadyIngestion, VictoriaLogsProcess, doubled
-from tests.parts.ports import free_port
 from tests.setup.victoria_logs import Found
 
 

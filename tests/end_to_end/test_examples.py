@@ -96,8 +96,10 @@ def test_borgmatic_takes_the_include_and_the_restoring_config(site: Site) -> Non
         (
             "1.7.7",
             "include-1.7.yaml",
-            "location:\n    repositories:\n        - {repository}\n"
-            "    source_directories:\n        - {own}\n",
+            (
+                "location:\n    repositories:\n        - {repository}\n"
+                "    source_directories:\n        - {own}\n"
+            ),
         ),
         (
             "1.9.14",
@@ -135,7 +137,7 @@ def test_the_boot_unit_starts_what_a_dead_machine_left_stopped(site: Site) -> No
     site.hooks("before-create")
     site.stop()
     journal = site.root / "state/default/journal.json"
-    journal.write_text('{"command": "before-create", "found_running": true, "swapped": null}')
+    journal.write_text('{"command": "before-create", "found_running": true, "replaced": null}')
     name = f"recover-{site.unit}"
     text = at_site(site, "systemd", "vl-borg-hooks-recover.service")
     site.systemd.write_unit(name, text)
@@ -191,12 +193,19 @@ def test_the_example_plugin_adds_a_service_manager_and_two_occasions(
         wait_until((data / "flock.lock").exists, 20, "supervisord has started VictoriaLogs")
         argv = [sys.executable, "-m", "vl_borg_hooks", "--config", str(our_config)]
         done = subprocess.run(
-            [*argv, "before-create"], env=environment, cwd=tmp_path, capture_output=True, text=True
+            [*argv, "before-create"],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         assert "VictoriaLogs was away for" in done.stderr
         assert metric.read_text() == 'victorialogs_in_stop_window{instance="default"} 0\n'
-        unknown = subprocess.run([*argv, "before-create"], capture_output=True, text=True)
+        unknown = subprocess.run(
+            [*argv, "before-create"], capture_output=True, text=True, check=False
+        )
         assert unknown.returncode == 1
         assert "supervisor: is no service manager; there are: command, systemd" in unknown.stderr
     finally:

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ def sudoers(unit: str) -> str:
 
 
 @pytest.fixture
-def owned(site: Site) -> Iterator[Site]:
+def owned(site: Site) -> Site:
     """A site that belongs to an ordinary user, reachable for that user."""
     for parent in site.root.parents:
         if parent != Path("/tmp") and parent.is_relative_to("/tmp"):
@@ -40,7 +39,7 @@ def owned(site: Site) -> Iterator[Site]:
     for path in (site.root, *site.root.rglob("*")):
         shutil.chown(path, USER)
     site.start()
-    yield site
+    return site
 
 
 def test_one_sudoers_line_is_all_the_privilege_that_is_needed(owned: Site, tmp_path: Path) -> None:

@@ -92,7 +92,13 @@ class Site:
     ) -> subprocess.CompletedProcess[str]:
         """Run a program at the site; AssertionError with all it said where it fails."""
         done = subprocess.run(
-            argv, capture_output=True, text=True, env=self.environment, cwd=cwd, timeout=180
+            argv,
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            cwd=cwd,
+            timeout=180,
+            check=False,
         )
         assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
         return done

@@ -137,7 +137,12 @@ def release_download(directory: Path) -> Path:
 def _run(argv: list[str], environment: dict[str, str] | None = None) -> None:
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=BUILD_SECONDS, env=environment
+            argv,
+            capture_output=True,
+            text=True,
+            timeout=BUILD_SECONDS,
+            env=environment,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unusable(f"{Path(argv[0]).name} does not run: {error}") from error

@@ -177,7 +177,7 @@ def test_a_journal_is_read_as_it_was_written(state: InstanceState, journal: Jour
         b"null",
         b"{}",
         b'{"command": "x", "found_running": "maybe"}',
-        b'{"command": "x", "found_running": true, "swapped": [5]}',
+        b'{"command": "x", "found_running": true, "replaced": [5]}',
         b"[" * 100_000,
     ],
 )
@@ -202,7 +202,9 @@ def test_a_journal_that_makes_no_sense_is_one_line_that_says_what_to_do(
         lambda inner: (
             st.lists(inner, max_size=3)
             | st.dictionaries(
-                st.sampled_from(["pid", "created", "command", "since", "found_running", "swapped"]),
+                st.sampled_from(
+                    ["pid", "created", "command", "since", "found_running", "replaced"]
+                ),
                 inner,
             )
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,16 +90,15 @@ def visible(data: Path) -> dict[str, tuple[str, object]]:
 
 
 def prepared(root: Path, case: str) -> tuple[Path, list[str]]:
-    """Return a fresh data directory, ready for the swap, and the names that come into it."""
+    """Return a fresh data directory, ready for the swap, and the names of what is in it."""
     old, new = CASES[case]
     data = root / "data"
     shutil.rmtree(data, ignore_errors=True)
     fill(data, old)
     (data / "flock.lock").touch()
     (data / "lost+found").mkdir()
-    incoming = data / WORKING_DIRECTORY / "incoming"
-    fill(incoming, new)
-    return data, sorted(os.listdir(incoming))
+    fill(data / WORKING_DIRECTORY / "incoming", new)
+    return data, sorted({name.split("/")[0] for name in old})
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -167,7 +165,7 @@ def test_what_was_there_comes_back_from_wherever_swap_and_undo_were_killed(
         if not swap_killed:
             break
     # It did happen, and more often than there are renames.
-    assert kills > len(names)
+    assert kills > len(set(names) | {name.split("/")[0] for name in CASES[case][1]})
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -183,6 +181,15 @@ def test_what_a_server_made_meanwhile_in_the_place_of_the_old_goes(
         Swap(DyingHost(len(top), after=True), str(data), names).do()
     for name in top:
         (data / name).write_text("made by a server")
+    Swap(LocalHost(), str(data), names).undo()
+    assert visible(data) == expected
+
+
+def test_what_the_restored_server_made_beside_it_goes_too(tmp_path: Path) -> None:
+    data, names = prepared(tmp_path, "file only in the new")
+    expected = visible(data)
+    Swap(LocalHost(), str(data), names).do()
+    (data / "made_by_the_new_server.json").write_text("would apply to the old data")
     Swap(LocalHost(), str(data), names).undo()
     assert visible(data) == expected
 
