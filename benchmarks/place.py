@@ -6,6 +6,7 @@ there `systemctl` is the plain program, as on any machine, with no wrapper that 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -26,11 +27,20 @@ from tests.parts.victoria_logs import LogServer
 # What the process outside tells the one inside.
 _INSIDE = "BENCHMARK_INSIDE"
 HEALTHY_SECONDS = 120
+# unshare(2), from linux/sched.h; os.unshare came with Python 3.12.
+CLONE_NEWNS = 0x00020000
 
 
 @contextmanager
 def loop_device(workdir: Path, size: int) -> Iterator[Path]:
-    """Yield a fresh ext4 on a loop device, mounted below `workdir`; its file is sparse."""
+    """Yield a fresh ext4 on a loop device, mounted below `workdir`; its file is sparse.
+
+    In a mount namespace that this process gets for itself, with its children: so it is gone with
+    them, however they end, and no namespace that others make meanwhile keeps it.
+    """
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "no mount namespace of its own: are you root?")
+    common.run(["mount", "--make-rslave", "/"])
     image, mount = workdir / "other-filesystem.img", workdir / "other-filesystem"
     mount.mkdir(exist_ok=True)
     with image.open("wb") as file:
