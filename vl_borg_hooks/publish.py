@@ -9,7 +9,7 @@ from vl_borg_hooks.context import Backup
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.hosts import LocalHost
 from vl_borg_hooks.plugins import hookimpl
-from vl_borg_hooks.staging import Manifest
+from vl_borg_hooks.staging import Manifest, walk
 from vl_borg_hooks.victorialogs import parts
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
 
@@ -24,15 +24,16 @@ def publish_copy(backup: Backup) -> Manifest:
     # which removes them itself when it starts.
     for stray in list(parts.stray_parts(staging.data)):
         LocalHost().remove_tree(str(stray))
+    sizes: dict[str, int] = {}
+    totals = staging.write_inventory(verify.noting(walk(staging.data, linked=True), sizes))
     problems: list[str] = []
-    partitions = verify.partitions(staging.data, problems)
+    partitions = verify.partitions(staging.data, problems, sizes)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise InvalidCopy(
             f"the staging copy is not consistent: {problems[0]}{more}",
             hint="run it again; if this stays, the data directory itself is damaged",
         )
-    totals = staging.write_inventory(linked=True)
     owner = backup.host.owner(f"{backup.data_directory}/{PARTITIONS}")
     manifest = Manifest(
         instance=backup.name,

@@ -177,6 +177,11 @@ def _replace(
     else:
         swap.clean_up()
     state.clear_journal()
+    away = "" if target.downtime is None else f"; VictoriaLogs was away for {target.downtime:.2f} s"
+    target.reporter.say(
+        f"restored: {manifest.rows} rows, {manifest.files} files, "
+        f"{human_bytes(manifest.bytes)}{away}"
+    )
 
 
 def _wait_stopped(target: Restore) -> None:

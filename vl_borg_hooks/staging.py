@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -150,8 +150,8 @@ class StagingCopy:
             where = ".".join(map(str, problem["loc"])) if problem else "nesting"
             raise InvalidCopy(f"{self.manifest_path}: is no manifest: {where} is wrong") from None
 
-    def write_inventory(self, *, linked: bool = False) -> Totals:
-        """List all files of the mirror, which may be `linked` to the data's.
+    def write_inventory(self, directories: Iterable[Directory] | None = None) -> Totals:
+        """List all files of the mirror, as they are or as `directories` that were walked tell.
 
         Raises InvalidCopy for what no mirror may hold.
         """
@@ -159,7 +159,7 @@ class StagingCopy:
         count = size = 0
         try:
             with open(self.inventory_path, "wb", opener=files.private) as inventory:
-                for directory in walk(self.data, linked=linked):
+                for directory in walk(self.data) if directories is None else directories:
                     line = json.dumps([directory.path, directory.files]).encode() + b"\n"
                     inventory.write(line)
                     digest.update(line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,20 +44,40 @@ def verify(copy: StagingCopy, *, linked: bool | None = None) -> Report:
         report.manifest = copy.manifest()
         linked = report.manifest.linked if linked is None else linked
         inventory = copy.read_inventory(report.manifest.inventory_sha256)
-        for problem in differences(copy.data, walk(copy.data, linked=linked), inventory):
+        sizes: dict[str, int] = {}
+        present = noting(walk(copy.data, linked=linked), sizes)
+        for problem in differences(copy.data, present, inventory):
             report.problems.append(problem)
             if len(report.problems) >= LISTED_PROBLEMS:
                 return report
-        _compare_totals(copy, report.manifest, report.problems)
+        _compare_totals(copy, report.manifest, sizes, report.problems)
     except InvalidCopy as error:
         report.problems.append(error.what)
     return report
 
 
-def partitions(data: Path, problems: list[str]) -> list[Partition]:
-    """Return what each partition in `data` holds, adding what is wrong with it to `problems`."""
+def noting(directories: Iterable[Directory], sizes: dict[str, int]) -> Iterator[Directory]:
+    """Yield `directories` as they are, noting in `sizes` what is to be held against metadata."""
+    for directory in directories:
+        size = parts.counted_bytes(directory.path, directory.files)
+        if size is not None:
+            sizes[directory.path] = size
+        yield directory
+
+
+def partitions(
+    data: Path, problems: list[str], sizes: dict[str, int] | None = None
+) -> list[Partition]:
+    """Return what each partition in `data` holds, adding what is wrong with it to `problems`.
+
+    `sizes` are those that a walk has noted; without them, one is made.
+    """
+    if sizes is None:
+        sizes = {}
+        for _ in noting(walk(data, linked=True), sizes):
+            pass
     summaries = (
-        parts.summarize(data / PARTITIONS / name, problems) for name in parts.partition_names(data)
+        parts.summarize(data, name, sizes, problems) for name in parts.partition_names(data)
     )
     return [
         Partition(
@@ -70,9 +90,11 @@ def partitions(data: Path, problems: list[str]) -> list[Partition]:
     ]
 
 
-def _compare_totals(copy: StagingCopy, manifest: Manifest, problems: list[str]) -> None:
+def _compare_totals(
+    copy: StagingCopy, manifest: Manifest, sizes: dict[str, int], problems: list[str]
+) -> None:
     """Hold VictoriaLogs' own metadata against the manifest."""
-    found = {partition.name: partition for partition in partitions(copy.data, problems)}
+    found = {partition.name: partition for partition in partitions(copy.data, problems, sizes)}
     expected = {partition.name: partition for partition in manifest.partitions}
     for name in sorted(expected.keys() | found.keys()):
         path = copy.data / PARTITIONS / name

@@ -55,7 +55,7 @@ def make_flows(make_site: MakeSite, killer: Killer) -> Iterator[MakeFlows]:
     """Makes flows of one kind, each at a site of its own, to be run at the same time."""
     made: list[Flow] = []
 
-    def make(kind: type[Flow], *, running: bool = True, count: int = 5) -> list[Flow]:
+    def make(kind: type[Flow], *, running: bool = True, count: int = 6) -> list[Flow]:
         flows = [kind(make_site(), killer, running=running) for _ in range(count)]
         made.extend(flows)
         return flows

@@ -495,7 +495,11 @@ def share_out(
                 survive(flow, item)
             except (AssertionError, TimeoutError, OSError, RuntimeError) as error:
                 problems.append(f"{flow.name}: {describe(item)}: {error}")
-                mend(flow)
+                try:
+                    mend(flow)
+                except (AssertionError, TimeoutError, OSError, RuntimeError) as beyond:
+                    problems.append(f"{flow.name} is beyond repair after that: {beyond}")
+                    return
 
     with ThreadPoolExecutor(len(flows)) as pool:
         for result in [pool.submit(work, flow) for flow in flows]:

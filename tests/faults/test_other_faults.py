@@ -236,21 +236,25 @@ def test_killed_after_the_stop_command_of_a_script_that_does_not_wait(
         TALLY.count("SIGKILL (before-create, a stop that takes seconds)", recovery, "a slow stop")
 
 
-def make_stop_slow(site: Site, seconds: int) -> None:
+@contextlib.contextmanager
+def slow_stop(site: Site, seconds: int) -> Iterator[None]:
     """Have systemd wait before it tells the server, the real one too, to stop."""
     unit = (site.systemd.unit_directory / site.unit).read_text()
     site.systemd.write_unit(site.unit, f"{unit}ExecStop=/bin/sleep {seconds}\n")
+    try:
+        yield
+    finally:
+        site.systemd.write_unit(site.unit, unit)
 
 
 def test_a_server_that_stops_late(ready: Site, killer: Killer) -> None:
     row = Row("VictoriaLogs takes its time to stop", ("stop", "1 seconds"), "unpublished")
     ready.write_config(stop_timeout=1)
-    make_stop_slow(ready, 4)
     before = starts(ready)
-    run = killer.run(ready, "before-create")
-    row.judge_run(ready, run)
-    wait_until(lambda: starts(ready) == before + 1, 10, "the late stop, and the start after it")
-    make_stop_slow(ready, 0)
+    with slow_stop(ready, 4):
+        run = killer.run(ready, "before-create")
+        row.judge_run(ready, run)
+        wait_until(lambda: starts(ready) == before + 1, 10, "the late stop, the start after it")
     ready.write_config()
     row.judge(ready, run)
 
@@ -259,12 +263,11 @@ def test_a_server_that_stops_later_than_we_wait(ready: Site, killer: Killer) -> 
     """The start that we asked for stays asked for."""
     row = Row("VictoriaLogs stops after we gave up", ("stop", "may stop"), "unpublished")
     ready.write_config(stop_timeout=1, start_timeout=2)
-    make_stop_slow(ready, 14)
     before = starts(ready)
-    run = killer.run(ready, "before-create")
-    row.judge_run(ready, run)
-    wait_until(lambda: starts(ready) == before + 1, 30, "the late stop, and the start after it")
-    make_stop_slow(ready, 0)
+    with slow_stop(ready, 9):
+        run = killer.run(ready, "before-create")
+        row.judge_run(ready, run)
+        wait_until(lambda: starts(ready) == before + 1, 30, "the late stop, the start after it")
     ready.write_config()
     row.judge(ready, run)
 

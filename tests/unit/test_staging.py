@@ -210,7 +210,7 @@ def test_only_a_copy_of_ours_may_share_files_with_what_is_outside(
     os.link(copy.data / "partitions/20261121/datadb/parts.json", tmp_path / "outside")
     with pytest.raises(InvalidCopy, match=r"parts.json: is a hard link to a file outside"):
         copy.write_inventory()
-    copy.write_inventory(linked=True)
+    copy.write_inventory(walk(copy.data, linked=True))
     os.unlink(tmp_path / "outside")
     os.link(copy.data / "partitions/20261121/datadb/parts.json", copy.data / "inside")
     copy.write_inventory()

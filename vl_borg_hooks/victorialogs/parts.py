@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +64,25 @@ def stray_parts(data: Path) -> Iterator[Path]:
                         yield directory / entry
 
 
-def summarize(partition: Path, problems: list[str]) -> PartitionSummary:
-    """Return what `partition` holds, adding what is wrong with it, with its path, to `problems`."""
+def counted_bytes(path: str, files: Mapping[str, int]) -> int | None:
+    """Return what the `files` of the part at `path` add up to as its metadata counts them.
+
+    `path` is relative to the data directory; None where its metadata doesn't count bytes.
+    """
+    names = path.split("/")
+    if len(names) != 4 or names[0] != PARTITIONS or names[2] != DATADB:
+        return None
+    return sum(size for name, size in files.items() if name not in (PART_METADATA, DELETED_ROWS))
+
+
+def summarize(
+    data: Path, name: str, sizes: Mapping[str, int], problems: list[str]
+) -> PartitionSummary:
+    """Return what partition `name` of `data` holds, adding what is wrong with it to `problems`.
+
+    `sizes` are the `counted_bytes` of the parts in it.
+    """
+    partition = data / PARTITIONS / name
     rows = 0
     oldest: list[int] = []
     newest: list[int] = []
@@ -85,31 +102,30 @@ def summarize(partition: Path, problems: list[str]) -> PartitionSummary:
             f"{directory / stray}: is a stray part: {PARTS_FILE} does not list it"
             for stray in sorted(set(_directories(directory)) - set(listed))
         ]
-        for part in (directory / name for name in listed):
+        for part in (directory / listed_name for listed_name in listed):
             try:
                 metadata = _part_metadata(part)
                 if table == DATADB:
                     rows += _number(part, metadata, "RowsCount")
                     oldest.append(_number(part, metadata, "MinTimestamp"))
                     newest.append(_number(part, metadata, "MaxTimestamp"))
-                    _check_size(part, _number(part, metadata, "CompressedSizeBytes"))
+                    _check_size(
+                        part,
+                        _number(part, metadata, "CompressedSizeBytes"),
+                        sizes.get(f"{PARTITIONS}/{name}/{table}/{part.name}", 0),
+                    )
             except InvalidCopy as error:
                 problems.append(error.what)
     return PartitionSummary(
-        name=partition.name,
+        name=name,
         rows=rows,
         min_timestamp=min(oldest, default=None),
         max_timestamp=max(newest, default=None),
     )
 
 
-def _check_size(part: Path, expected: int) -> None:
+def _check_size(part: Path, expected: int, found: int) -> None:
     """Raise InvalidCopy where the files of `part` are not `expected` bytes together."""
-    found = 0
-    with os.scandir(part) as entries:
-        for entry in entries:
-            if entry.name not in (PART_METADATA, DELETED_ROWS):
-                found += entry.stat(follow_symlinks=False).st_size
     if found != expected:
         raise InvalidCopy(
             f"{part}: holds {found} bytes, but its {PART_METADATA} says {expected}: "
