@@ -477,6 +477,14 @@ def test_somebody_starts_it_again_before_we_have_its_lock(ready: Site, killer: K
         "import subprocess",
         f"subprocess.run(['systemctl', 'stop', {ready.unit!r}], check=True)",
         f"subprocess.run(['systemctl', 'start', {ready.unit!r}], check=True)",
+        "import time, urllib.request",
+        "opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))",
+        "while True:",
+        "    try:",
+        f"        opener.open({ready.server.url + '/health'!r}).read()",
+        "        break",
+        "    except OSError:",
+        "        time.sleep(0.02)",
     )
     began = time.monotonic()
     run = killer.run(ready, "before-create", fault=at("hook stop_service end #1", meddle))
