@@ -22,6 +22,7 @@ logger = logging.getLogger("vl-borg-hooks")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that `argv` names and return its exit status: 0, 1, or 75 for another run."""
+    _open_standard_streams()
     arguments = _parser().parse_args(argv)
     _set_up_logging(arguments.verbosity)
     from vl_borg_hooks import signals
@@ -34,12 +35,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except signals.Interrupted as interrupted:
+        logger.error("%s", interrupted.error)
+        return interrupted.error.exit_status
     except Exception as caught:  # noqa: BLE001 - the outermost: an operator gets a line, always
         error = caught if isinstance(caught, OperatorError) else unexpected(caught)
         if arguments.verbosity > 1:
             traceback.print_exc()
         logger.error("%s", error)
         return error.exit_status
+
+
+def _open_standard_streams() -> None:
+    """Have all three open: in the place of a closed one, some other file would be written to."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open as long as we run
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def _before_create(arguments: argparse.Namespace) -> int:

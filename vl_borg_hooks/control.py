@@ -114,15 +114,25 @@ def bring_back(hook: HookRelay, target: Target) -> None:
     while True:
         try:
             hook.start_service(target=target)
-        except OperatorError as error:
-            complaint = str(error)
+        except Exception as error:  # noqa: BLE001 - a plugin must not keep VictoriaLogs down
+            complaint = str(error) or type(error).__name__
             target.reporter.say(f"start refused, trying again: {complaint}")
+            with contextlib.suppress(Exception):
+                target.service.start()
         if _becomes_healthy(hook, target, min(deadline, time.monotonic() + RETRY_SECONDS)):
             break
         if time.monotonic() >= deadline:
             raise _start_failed(target, complaint)
     if target.stopped_at is not None:
         target.downtime = time.monotonic() - target.stopped_at
+
+
+def stop_again(target: Target) -> None:
+    """Stop a VictoriaLogs that a restore started and that was found stopped, if it runs."""
+    if target.service.state() is State.RUNNING:
+        target.service.stop()
+        with locked(target):
+            pass
 
 
 def _wait_for_late_stop(target: Target, deadline: float) -> None:
@@ -163,7 +173,7 @@ def watch(hook: HookRelay, target: Target, seconds: float) -> None:
 
 def _becomes_healthy(hook: HookRelay, target: Target, deadline: float) -> bool:
     while True:
-        with contextlib.suppress(OperatorError):
+        with contextlib.suppress(Exception):
             if hook.is_healthy(target=target):
                 return True
         if time.monotonic() >= deadline:

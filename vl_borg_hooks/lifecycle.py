@@ -17,8 +17,9 @@ from vl_borg_hooks.context import Backup, Target
 from vl_borg_hooks.errors import Busy, OperatorError, unexpected
 from vl_borg_hooks.hosts import Host, LocalHost, SshHost
 from vl_borg_hooks.services import ServiceManager, State
+from vl_borg_hooks.signals import Interrupted
 from vl_borg_hooks.staging import StagingCopy
-from vl_borg_hooks.state import InstanceState
+from vl_borg_hooks.state import InstanceState, Journal
 from vl_borg_hooks.swap import Swap
 from vl_borg_hooks.transfer import rsync
 from vl_borg_hooks.transfer.progress import Reporter, human_bytes
@@ -76,8 +77,10 @@ def back_up(
                 state.take_lease(holder)
         except BaseException:
             for backup in backups:
-                # Half of the instances is no backup: borgmatic won't archive, so nothing may.
-                backup.staging.unpublish()
+                # Half of the instances is no backup: borgmatic won't archive, so nothing may. Where
+                # a manifest can't be removed, the failure that we are in is what there is to say.
+                with contextlib.suppress(OperatorError):
+                    backup.staging.unpublish()
             raise
 
 
@@ -223,12 +226,16 @@ def recover(hook: HookRelay, target: Target, state: InstanceState) -> bool:
     swap = Swap(target.host, target.data_directory, journal.replaced or ())
     target.reporter.say(f"a {journal.command} was killed: bringing VictoriaLogs back")
     if journal.replaced is not None:
-        if target.service.state() is State.RUNNING:
-            target.service.stop()
+        control.stop_again(target)
         with control.locked(target):
             swap.undo()
+            # Undone for good: to undo it again would take what a server makes from here on for
+            # the restore's.
+            state.note(Journal(journal.command, journal.found_running))
     if journal.found_running:
         control.bring_back(hook, target)
+    else:
+        control.stop_again(target)
     swap.clean_up()
     state.clear_journal()
     target.reporter.say(f"VictoriaLogs is {target.service.state().value} again, as it was found")
@@ -283,13 +290,20 @@ def explained(target: Target) -> Iterator[None]:
     """Add instance and state of VictoriaLogs to any failure in this block, a plugin's too."""
     try:
         yield
+    except Interrupted as interrupted:
+        _explain(target, interrupted.error)
+        raise
     except Exception as caught:
         error = caught if isinstance(caught, OperatorError) else unexpected(caught)
-        error.instance = error.instance or target.name
-        error.state = error.state or control.describe_state(target)
+        _explain(target, error)
         if error is caught:
             raise
         raise error from caught
+
+
+def _explain(target: Target, error: OperatorError) -> None:
+    error.instance = error.instance or target.name
+    error.state = error.state or control.describe_state(target)
 
 
 def target_fields(loaded: LoadedConfig, instance: Instance, say: Say) -> dict[str, Any]:

@@ -164,18 +164,16 @@ def _replace(
     except BaseException as error:
         with signals.held_back():
             undone = lifecycle.recover(hook, target, state)
-        if undone and isinstance(error, OperatorError):
-            error.state = f"{control.describe_state(target)}, on the data that was there before"
+        told = error.error if isinstance(error, signals.Interrupted) else error
+        if undone and isinstance(told, OperatorError):
+            told.state = f"{control.describe_state(target)}, on the data that was there before"
         raise
     # From here on the restored data stays, whatever happens.
     state.note(Journal("restore", found_running or target.start_if_stopped))
     if not found_running and not target.start_if_stopped:
-        target.service.stop()
-        with control.locked(target):
-            swap.clean_up()
+        control.stop_again(target)
         target.reporter.say(f"stopped, as it was found; to start: {target.service.start_command()}")
-    else:
-        swap.clean_up()
+    swap.clean_up()
     state.clear_journal()
     away = "" if target.downtime is None else f"; VictoriaLogs was away for {target.downtime:.2f} s"
     target.reporter.say(

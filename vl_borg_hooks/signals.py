@@ -12,8 +12,15 @@ from vl_borg_hooks.errors import OperatorError
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-class Interrupted(OperatorError):
-    """We were told to end."""
+class Interrupted(BaseException):
+    """We were told to end; `error` is what the operator is told.
+
+    No Exception, so that nothing which goes on after an expected failure goes on after this.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.error = OperatorError(f"ended by {signal.Signals(number).name}", hint="run it again")
+        super().__init__(self.error)
 
 
 class _Pending:
@@ -39,15 +46,11 @@ def held_back() -> Iterator[None]:
         _Pending.depth -= 1
     if _Pending.depth == 0 and _Pending.number is not None:
         number, _Pending.number = _Pending.number, None
-        raise _interrupted(number)
+        raise Interrupted(number)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
     if _Pending.depth:
         _Pending.number = number
         return
-    raise _interrupted(number)
-
-
-def _interrupted(number: int) -> Interrupted:
-    return Interrupted(f"ended by {signal.Signals(number).name}", hint="run it again")
+    raise Interrupted(number)

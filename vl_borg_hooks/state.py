@@ -22,8 +22,9 @@ from vl_borg_hooks.errors import Busy, InvalidCopy, OperatorError
 
 LARGEST_STATE_FILE = 1 << 20
 POLL_SECONDS = 0.05
-# The guard of the run before looks at the journal for a moment when that run ends.
-LOCK_WAIT_SECONDS = 3
+# The guard of the run before looks at the journal for a moment when that run ends; where it was
+# killed, it watches for some seconds that VictoriaLogs stays up.
+LOCK_WAIT_SECONDS = 8
 
 
 @dataclass(frozen=True)

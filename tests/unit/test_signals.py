@@ -24,7 +24,7 @@ try:
     {body}
     say("end")
 except signals.Interrupted as error:
-    say(f"interrupted: {{error.what}}")
+    say(f"interrupted: {{error.error.what}}")
 """
 
 OUTSIDE = 'wait("ready"); say("went on")'
