@@ -1,6 +1,6 @@
 # Everything runs in .venv, which the first target to need it makes.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean bootstrap
+.PHONY: help demo test bench lint clean bootstrap
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -10,6 +10,12 @@ demo: bootstrap ## show a backup and a restore of a VictoriaLogs that is being w
 
 test: bootstrap ## run all tests, the style checks among them (PYTEST_ARGS for pytest)
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+bench: bootstrap ## measure beside everything else one could use (hours; needs root and 25 GB)
+	for name in stop_window whole_run million start_up; do \
+		.venv/bin/python benchmarks/$$name.py --workdir .cache/bench \
+			--json benchmarks/results/$$name.json || exit 1; \
+	done
 
 lint: bootstrap ## run the style checks alone
 	.venv/bin/ruff check .

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vl_borg_hooks.hosts import Host, LocalHost
+from vl_borg_hooks.hosts import Host, LocalHost, Owner
 from vl_borg_hooks.services import ServiceManager, State
 from vl_borg_hooks.staging import StagingCopy
 from vl_borg_hooks.victorialogs.http import Client
@@ -106,6 +106,8 @@ class Restore(Target):
 
     copy: StagingCopy
     start_if_stopped: bool = False
+    # Whom the restored files must belong to; None for whoever runs this.
+    owner: Owner | None = None
     placed: PassResult | None = None
 
     @property

@@ -210,7 +210,10 @@ def _prove(target: Restore, manifest: Manifest, expired: Sequence[Partition]) ->
 
 
 def _check_ready(target: Restore, manifest: Manifest) -> None:
-    """Find out whether the restore can succeed; sets `target.found`; raises OperatorError."""
+    """Find out whether the restore can succeed; raises OperatorError.
+
+    Sets `target.found` and `target.owner`.
+    """
     rsync.check_version(LocalHost())
     if target.host != LocalHost():
         rsync.check_version(target.host)
@@ -228,10 +231,10 @@ def _check_ready(target: Restore, manifest: Manifest) -> None:
             f"{target.instance.data_path} has {human_bytes(free)} free",
             hint="the data there is kept until the restored data is proved: make room for both",
         )
-    needed_owner(target, manifest)
+    target.owner = _needed_owner(target, manifest)
 
 
-def needed_owner(target: Restore, manifest: Manifest | None = None) -> Owner | None:
+def _needed_owner(target: Restore, manifest: Manifest) -> Owner | None:
     """Return whom the restored files must belong to, None where that is whoever runs this.
 
     In this order: `restore: owner:`, the owner of the data that is there, the user that the service
@@ -239,7 +242,6 @@ def needed_owner(target: Restore, manifest: Manifest | None = None) -> Owner | N
     up. Raises OperatorError where we may not give files away and would have to.
     """
     host = target.host
-    manifest = manifest or target.copy.manifest()
     owner = (
         _configured_owner(target)
         or host.owner(f"{target.data_directory}/{PARTITIONS}")

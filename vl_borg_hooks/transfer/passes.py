@@ -5,7 +5,6 @@ from __future__ import annotations
 from vl_borg_hooks.context import Backup, Restore
 from vl_borg_hooks.hosts import LocalHost
 from vl_borg_hooks.plugins import hookimpl
-from vl_borg_hooks.restore import needed_owner
 from vl_borg_hooks.transfer import PassResult, rsync
 from vl_borg_hooks.victorialogs import freeze as links
 from vl_borg_hooks.victorialogs import lock
@@ -59,7 +58,7 @@ def final_pass(backup: Backup) -> PassResult:
 @hookimpl
 def place_copy(restore: Restore) -> PassResult:
     """Copy the verified copy to where it can be put in place by a rename."""
-    owner = needed_owner(restore)
+    owner = restore.owner
     if restore.host.owner(restore.data_directory) is None:
         restore.host.make_directory(restore.data_directory, 0o755)
         if owner:
