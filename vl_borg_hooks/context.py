@@ -34,6 +34,8 @@ class Target:
     found: State = State.STOPPED
     # time.monotonic() of the stop command; None before it.
     stopped_at: float | None = None
+    # Whether a stop was asked for and the lock has not shown yet that it took place.
+    stop_is_open: bool = False
     # Whether VictoriaLogs was told to stop and has not in time: it may stop at any moment.
     may_stop: bool = False
     # Seconds from the stop command to healthy again; None until that was measured.

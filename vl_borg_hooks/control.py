@@ -20,6 +20,9 @@ POLL_SECONDS = 0.002
 # A start that was refused or died at once is tried again this often, until start_timeout is over.
 RETRY_SECONDS = 2
 WATCH_POLL_SECONDS = 0.2
+# For how long VictoriaLogs is watched after a stop that may still take effect: one whose command
+# failed, or was interrupted or killed with us.
+WATCH_SECONDS = 5
 
 
 class StartFailed(OperatorError):
@@ -58,13 +61,14 @@ def stop_window(
     Raises OperatorError where it doesn't stop in `stop_timeout` seconds, or doesn't come back; it
     was brought back in the first case, and the second is a StartFailed.
     """
-    hook.before_stop(target=target)
     try:
+        hook.before_stop(target=target)
         guard.arm(target)
         state.note(Journal(command, found_running=True))
         failed: BaseException | None = None
         try:
             target.stopped_at = time.monotonic()
+            target.stop_is_open = True
             hook.stop_service(target=target)
             with locked(target):
                 yield
@@ -84,6 +88,9 @@ def _bring_back_after(hook: HookRelay, target: Target, failed: BaseException | N
     """Bring VictoriaLogs back; where that fails too, say what `failed` before."""
     try:
         bring_back(hook, target)
+        if target.stop_is_open:
+            # What was asked for, and then failed or was interrupted, may still take effect.
+            watch(hook, target, WATCH_SECONDS)
     except StartFailed as failure:
         if failed:
             failure.what = f"{failed}; and then {failure.what}"
@@ -96,6 +103,7 @@ def locked(target: Target) -> Iterator[None]:
     wait = target.instance.stop_timeout
     try:
         with lock.hold(target.host, target.data_directory, wait=wait):
+            target.stop_is_open = False
             yield
     except lock.LockHeld as error:
         target.may_stop = True
@@ -151,7 +159,7 @@ def _wait_for_late_stop(target: Target, deadline: float) -> None:
             failure.hint = f"watch it, and when it stops run: {target.service.start_command()}"
             raise failure
         time.sleep(POLL_SECONDS)
-    target.may_stop = False
+    target.may_stop = target.stop_is_open = False
 
 
 def _seconds_since_stop(target: Target) -> int:

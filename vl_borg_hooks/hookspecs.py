@@ -30,7 +30,7 @@ hookspec = pluggy.HookspecMarker("vl_borg_hooks")
 def service_managers() -> Mapping[str, ServiceFactory]:  # type: ignore[empty-body]
     """Offer service managers by the name they have under `service:` in the config.
 
-    Called once, when the config is read. An exception makes every command fail.
+    Called whenever a config is read, perhaps several times. An exception makes every command fail.
     """
 
 
@@ -129,7 +129,7 @@ def publish(backup: Backup) -> Manifest | None:
 def after_backup(backup: Backup, error: BaseException | None) -> None:
     """Learn how the backup of this instance went: `error` is None where its copy was published.
 
-    Always called once `before_backup` was, as the last hook. An exception makes the run fail.
+    Called whenever the backup itself was begun, as its last hook. An exception makes the run fail.
     """
 
 

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-# For how long a recovered VictoriaLogs is watched: as long as a command of the killed run may still
-# stop it.
-WATCH_SECONDS = 5
 # Another warm pass is made, where the final one is made in the stop window, as long as the last one
 # copied more than this and less than half of the one before: it then has less to copy again.
 ENOUGH_BYTES = 16_000_000
@@ -45,8 +42,9 @@ def back_up(
 ) -> None:
     """Make and publish a staging copy of each of `instances`, for the borgmatic that runs us.
 
+        Raises Busy where another run or another borgmatic has one of them, OperatorError for all else;
     Raises Busy where another run or another borgmatic has one of them, OperatorError for all else;
-    nothing that this run published is leased then.
+        nothing is published then.
     """
     hook = plugins.manager().hook
     holder = calling_process()
@@ -93,7 +91,7 @@ def _back_up_one(hook: HookRelay, backup: Backup, state: InstanceState) -> None:
             try:
                 _copy(hook, backup, state)
             finally:
-                _remove_working_directory(backup)
+                Swap(backup.host, backup.data_directory).discard_leftovers()
             manifest = hook.publish(backup=backup)
         backup.reporter.say(
             f"published: {manifest.rows} rows, {manifest.files} files, "
@@ -104,12 +102,6 @@ def _back_up_one(hook: HookRelay, backup: Backup, state: InstanceState) -> None:
         raise
     finally:
         hook.after_backup(backup=backup, error=error)
-
-
-def _remove_working_directory(target: Target) -> None:
-    """Remove what we left in the data directory, if anything: frozen links, an old restore's."""
-    if target.host.is_directory(target.working_directory):
-        target.host.remove_tree(target.working_directory)
 
 
 def _copy(hook: HookRelay, backup: Backup, state: InstanceState) -> None:
@@ -207,7 +199,7 @@ def _recover_one(hook: HookRelay, target: Target, state: InstanceState) -> None:
     journal = state.journal()
     if recover(hook, target, state):
         if journal and journal.found_running:
-            control.watch(hook, target, WATCH_SECONDS)
+            control.watch(hook, target, control.WATCH_SECONDS)
     else:
         target.reporter.say("nothing to recover")
     if state.lease_holder() is None:
@@ -221,7 +213,7 @@ def recover(hook: HookRelay, target: Target, state: InstanceState) -> bool:
     """
     journal = state.journal()
     if journal is None:
-        _remove_working_directory(target)
+        Swap(target.host, target.data_directory).discard_leftovers()
         return False
     swap = Swap(target.host, target.data_directory, journal.replaced or ())
     target.reporter.say(f"a {journal.command} was killed: bringing VictoriaLogs back")

@@ -34,6 +34,7 @@ def publish_copy(backup: Backup) -> Manifest:
             f"the staging copy is not consistent: {problems[0]}{more}",
             hint="run it again; if this stays, the data directory itself is damaged",
         )
+    LocalHost().run(["sync", "--file-system", str(staging.path)])
     owner = backup.host.owner(f"{backup.data_directory}/{PARTITIONS}")
     manifest = Manifest(
         instance=backup.name,

@@ -112,14 +112,16 @@ def _restore_one(hook: HookRelay, target: Restore, state: InstanceState, *, dry_
                 f"into {target.instance.data_path}"
             )
             return
-        Swap(target.host, target.data_directory).clean_up()
+        Swap(target.host, target.data_directory).discard_leftovers()
         try:
             target.placed = hook.place_copy(restore=target)
             _check_placed(target, manifest)
+            # On disk, and while VictoriaLogs still runs: what it replaces is removed in the end.
+            target.host.run(["sync", "--file-system", target.incoming])
             _replace(hook, target, state, manifest, expired)
         finally:
             if state.journal() is None:
-                Swap(target.host, target.data_directory).clean_up()
+                Swap(target.host, target.data_directory).discard_leftovers()
     except BaseException as caught:
         error = caught
         raise
@@ -168,6 +170,7 @@ def _replace(
         if undone and isinstance(told, OperatorError):
             told.state = f"{control.describe_state(target)}, on the data that was there before"
         raise
+    target.host.run(["sync", "--file-system", target.data_directory])
     # From here on the restored data stays, whatever happens.
     state.note(Journal("restore", found_running or target.start_if_stopped))
     if not found_running and not target.start_if_stopped:
@@ -196,6 +199,11 @@ def _prove(target: Restore, manifest: Manifest, expired: Sequence[Partition]) ->
 
     There may be more than in the copy: clients write again the moment that it serves.
     """
+    if not lock.is_held(target.host, target.data_directory):
+        raise OperatorError(
+            f"{target.service.description} runs, but not on {target.instance.data_path}",
+            hint="is data_path what its -storageDataPath says?",
+        )
     if target.client is None:
         target.reporter.say("healthy; without url: in the config its rows can't be counted")
         return

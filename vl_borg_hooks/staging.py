@@ -272,6 +272,11 @@ def find_copies(root: Path) -> list[StagingCopy]:
             found.append(StagingCopy(directory))
         else:
             pending += [directory / name for name, is_directory in kinds.items() if is_directory]
+    if pending:
+        raise InvalidCopy(
+            f"{root}: has more than {SEARCHED_DIRECTORIES} directories to look for a copy in",
+            hint=f"name the directory itself that holds {MANIFEST}",
+        )
     if not found:
         raise InvalidCopy(
             f"{root}: holds no staging copy: no {MANIFEST} beside a {DATA} directory",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.hosts import Host
 from vl_borg_hooks.victorialogs.layout import NOT_REPLACED, WORKING_DIRECTORY
 
@@ -48,7 +49,24 @@ class Swap:
             self._host.rename(f"{self._replaced}/{name}", f"{self._data}/{name}")
 
     def clean_up(self) -> None:
-        """Remove our working directory with all that is left in it."""
+        """Remove our working directory with all that is left in it, replaced data too."""
+        self._host.remove_tree(self._working)
+
+    def discard_leftovers(self) -> None:
+        """Remove our working directory where nothing tells what it is from.
+
+        Raises OperatorError where it has replaced data: with the journal that told of it lost, only
+        the operator can know whether it is still wanted.
+        """
+        if not self._host.is_directory(self._working):
+            return
+        kept = self._host.entries(self._replaced)
+        if kept:
+            raise OperatorError(
+                f"{self._replaced} holds {', '.join(sorted(kept))}, set aside by a restore whose "
+                "journal is lost",
+                hint=f"move it back to {self._data} with VictoriaLogs stopped, or remove it",
+            )
         self._host.remove_tree(self._working)
 
     def _discard(self, name: str, waiting: set[str]) -> None:

@@ -13,12 +13,13 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.hosts import Host, SshHost
 from vl_borg_hooks.victorialogs.layout import (
     DATADB,
+    DELETE_TASKS,
     INDEXDB,
     NOT_REPLACED,
     PARTITIONS,
@@ -30,9 +31,9 @@ from vl_borg_hooks.victorialogs.parts import is_part_name
 # The kernel stamps files with the time of its last tick, some milliseconds old: a directory that
 # changed this shortly before it was looked at may change again and keep its time.
 TOO_YOUNG_NANOSECONDS = 2_000_000_000
-# What find on another host prints before a path, and before the content of the parts.json there.
+# What find on another host prints before the time of the last deletion, and before a path.
+_DELETIONS = "deletions:"
 _ENTRY = "entry:"
-_CONTENT = "content:"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Listing:
     tables: dict[str, Table]
     # Files and directories that are neither parts nor partitions, such as delete_tasks.json.
     others: frozenset[str]
-    taken: int = field(default_factory=time.time_ns)
+    # When the listing was begun, and when DELETE_TASKS last changed: nanoseconds since 1970.
+    taken: int = 0
+    deletions: int = 0
 
     @property
     def partitions(self) -> frozenset[str]:
@@ -81,8 +84,13 @@ def read(host: Host, data_directory: str, before: Listing | None = None) -> List
         raise OperatorError(f"could not list {data_directory}: {error}") from None
 
 
-def delta(before: Listing, now: Listing) -> Delta:
-    """Return what has to be copied and removed to get from `before` to `now`."""
+def delta(before: Listing, now: Listing) -> Delta | None:
+    """Return what has to be copied and removed to get from `before` to `now`.
+
+    None where rows were deleted meanwhile, which newer versions note in parts that stay as they are.
+    """
+    if now.deletions != before.deletions:
+        return None
     copied = sorted(now.others)
     for path, table in sorted(now.tables.items()):
         known = before.tables.get(path)
@@ -96,6 +104,7 @@ def delta(before: Listing, now: Listing) -> Delta:
 
 
 def _read_here(data_directory: str, before: Listing | None) -> Listing:
+    taken = time.time_ns()
     tables: dict[str, Table] = {}
     partitions = os.path.join(data_directory, PARTITIONS)
     for name in os.listdir(partitions):
@@ -115,8 +124,15 @@ def _read_here(data_directory: str, before: Listing | None) -> Listing:
             ):
                 tables[path] = known
             else:
-                tables[path] = Table(_parts(f"{partitions}/{name}/{kind}"), modified)
-    return Listing(tables, frozenset(_others_here(data_directory, tables, before)))
+                parts = _parts(f"{partitions}/{name}/{kind}")
+                same = known is not None and known.parts == parts
+                tables[path] = known if known and same else Table(parts, modified)
+    others = frozenset(_others_here(data_directory, tables, before))
+    try:
+        deletions = os.stat(f"{data_directory}/{DELETE_TASKS}").st_mtime_ns
+    except FileNotFoundError:
+        deletions = 0
+    return Listing(tables, others, taken, deletions)
 
 
 def _parts(directory: str) -> frozenset[str]:
@@ -154,34 +170,55 @@ def _others_here(
 
 
 def _read_over_ssh(host: SshHost, data_directory: str, before: Listing | None) -> Listing:
-    """List all in one round trip, with the content of each parts.json that may be new."""
+    """List all in one round trip, with the content of every parts.json.
+
+    find starts `cat` for many files at once, when it has enough of them or is done: the lists come
+    in the order of the files, before whichever entry is printed next.
+    """
     not_entered = [word for name in (*NOT_REPLACED, SNAPSHOTS) for word in ("-o", "-name", name)]
-    seconds = (before.taken - TOO_YOUNG_NANOSECONDS) // 1_000_000_000 if before else 0
     printed = host.run(
         [
             *("find", data_directory, "-mindepth", "1", "-maxdepth", "4"),
             *("(", *not_entered[1:], ")", "-prune", "-o", "-printf", f"{_ENTRY}%P\\0"),
-            *("-name", PARTS_FILE, "-newermt", f"@{seconds}"),
-            *("-printf", _CONTENT, "-exec", "cat", "{}", ";", "-printf", "\\0"),
+            *("(", "-name", PARTS_FILE, "-exec", "cat", "{}", "+"),
+            *("-o", "-name", DELETE_TASKS, "-printf", f"{_DELETIONS}%T@\\0", ")"),
         ]
     )
-    known = before.tables if before else {}
     tables: dict[str, Table] = {}
     others: set[str] = set()
-    path = ""
+    listed: list[str] = []
+    lists: list[frozenset[str]] = []
+    deletions = 0
     for record in printed.stdout.split("\0"):
-        if record.startswith(_CONTENT):
-            table = os.path.dirname(path)
-            parts = _names(record.removeprefix(_CONTENT))
-            if table not in known or known[table].parts != parts:
-                tables[table] = Table(parts, 0)
+        record = _take_lists(record, lists)
+        if record.startswith(_DELETIONS):
+            deletions = int(float(record.removeprefix(_DELETIONS)) * 1_000_000_000)
         elif record.startswith(_ENTRY):
-            path = record.removeprefix(_ENTRY)
-            top, *names = path.split("/")
+            top, *names = record.removeprefix(_ENTRY).split("/")
+            path = "/".join((top, *names))
+            if os.path.basename(path) == PARTS_FILE:
+                listed.append(os.path.dirname(path))
             if top != PARTITIONS:
                 others |= {path} if not names else set()
-            elif len(names) == 2 and names[1] in (DATADB, INDEXDB):
-                tables[path] = known.get(path) or Table(frozenset(), 0)
             elif len(names) == 2:
-                others.add(path)
-    return Listing(tables, frozenset(others))
+                if names[1] in (DATADB, INDEXDB):
+                    tables[path] = Table(frozenset(), 0)
+                else:
+                    others.add(path)
+    for path, parts in zip(listed, lists, strict=True):
+        if path in tables:
+            tables[path] = Table(parts, 0)
+    for path, known in before.tables.items() if before else ():
+        if path in tables and tables[path].parts == known.parts:
+            tables[path] = known
+    return Listing(tables, frozenset(others), deletions=deletions)
+
+
+def _take_lists(record: str, lists: list[frozenset[str]]) -> str:
+    """Move the lists that `record` begins with to `lists`, and return the rest of it."""
+    decoder = json.JSONDecoder()
+    while record.startswith(("[", "null")):
+        _, end = decoder.raw_decode(record)
+        lists.append(_names(record[:end]))
+        record = record[end:].lstrip()
+    return record

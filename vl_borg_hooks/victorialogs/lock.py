@@ -120,9 +120,7 @@ def _hold_over_ssh(host: SshHost, data_path: str, wait: float) -> Iterator[None]
                 raise OperatorError(f"could not lock {path} on {host.name}: {reason}")
             yield
             if holder.poll() is not None:
-                raise OperatorError(
-                    f"the connection to {host.name} that held {path} was lost in the final pass"
-                )
+                raise OperatorError(f"the connection to {host.name} that held {path} was lost")
         finally:
             with contextlib.suppress(BrokenPipeError):
                 holder.stdin.close()

@@ -1,0 +1,111 @@
+"""What a final pass has to copy, told from two listings, here and over ssh alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.parts.sshd import Sshd
+from vl_borg_hooks.hosts import Host, LocalHost, SshHost
+from vl_borg_hooks.victorialogs import changes, freeze
+
+
+@pytest.fixture(params=["here", "over ssh"])
+def host(request: pytest.FixtureRequest) -> Host:
+    if request.param == "here":
+        return LocalHost()
+    sshd: Sshd = request.getfixturevalue("sshd")
+    return SshHost(sshd.destination, tuple(sshd.ssh_command))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    root = tmp_path / "data"
+    for day in ("20260101", "20260102"):
+        for kind in ("datadb", "indexdb"):
+            set_parts(root, day, kind, "A", "B")
+    (root / "flock.lock").touch()
+    (root / "delete_tasks.json").write_text("[]")
+    (root / ".vl-borg-hooks" / "frozen").mkdir(parents=True)
+    (root / "partitions" / "20260101" / "snapshots" / "x").mkdir(parents=True)
+    return root
+
+
+def set_parts(root: Path, day: str, kind: str, *names: str) -> None:
+    """Make the parts `names` count, as VictoriaLogs does: parts first, then the list, by rename."""
+    table = root / "partitions" / day / kind
+    table.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (table / name).mkdir(parents=True, exist_ok=True)
+        (table / name / "values.bin0").write_text(name)
+    (table / "new.json").write_text(json.dumps(names))
+    os.replace(table / "new.json", table / "parts.json")
+
+
+def test_nothing_changed_is_nothing_to_copy(host: Host, data: Path) -> None:
+    before = changes.read(host, str(data))
+    found = changes.delta(before, changes.read(host, str(data), before))
+    assert found
+    assert [path for path in found.copied if "partitions" in path] == []
+    assert found.removed == []
+    assert before.partitions == {"20260101", "20260102"}
+
+
+def test_a_merge_a_new_day_and_a_dropped_one(host: Host, data: Path) -> None:
+    before = changes.read(host, str(data))
+    set_parts(data, "20260102", "datadb", "C")
+    set_parts(data, "20260103", "datadb", "D")
+    set_parts(data, "20260103", "indexdb")
+    shutil.rmtree(data / "partitions" / "20260101")
+    found = changes.delta(before, changes.read(host, str(data), before))
+    assert found
+    assert found.removed == ["partitions/20260101"]
+    assert found.copied == [
+        "delete_tasks.json",
+        "partitions/20260102/datadb/C",
+        "partitions/20260102/datadb/parts.json",
+        "partitions/20260103/datadb/D",
+        "partitions/20260103/datadb/parts.json",
+        "partitions/20260103/indexdb/parts.json",
+    ]
+
+
+def test_a_list_that_is_replaced_within_a_tick_by_one_of_the_same_size_is_seen(
+    host: Host, data: Path
+) -> None:
+    table = data / "partitions" / "20260101" / "datadb"
+    before = changes.read(host, str(data))
+    times = table.stat()
+    set_parts(data, "20260101", "datadb", "A", "C")
+    os.utime(table, ns=(times.st_atime_ns, times.st_mtime_ns))
+    found = changes.delta(before, changes.read(host, str(data), before))
+    assert found
+    assert "partitions/20260101/datadb/C" in found.copied
+
+
+def test_after_a_deletion_of_rows_everything_is_looked_at(host: Host, data: Path) -> None:
+    before = changes.read(host, str(data))
+    (data / "delete_tasks.json").write_text("[1]")
+    os.utime(data / "delete_tasks.json", ns=(1, 1))
+    assert changes.delta(before, changes.read(host, str(data), before)) is None
+
+
+def test_what_is_frozen_stays_whatever_becomes_of_the_data(host: Host, data: Path) -> None:
+    frozen = str(data / ".vl-borg-hooks" / "frozen")
+    assert freeze.is_possible(host, str(data), frozen)
+    part, listed = "partitions/20260101/datadb/A", "partitions/20260101/datadb/parts.json"
+    freeze.freeze(host, str(data), frozen, [part, listed])
+    set_parts(data, "20260101", "datadb", "C")
+    shutil.rmtree(data / part)
+    assert Path(frozen, part, "values.bin0").read_text() == "A"
+    assert json.loads(Path(frozen, listed).read_text()) == ["A", "B"]
+
+
+def test_freezing_is_impossible_where_no_link_can_be_made(tmp_path: Path, data: Path) -> None:
+    elsewhere = Path("/dev/shm") / f"vl-borg-hooks-test-{os.getpid()}"
+    assert not freeze.is_possible(LocalHost(), str(data), str(elsewhere))
+    assert not elsewhere.exists()
