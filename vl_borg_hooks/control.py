@@ -118,19 +118,20 @@ def bring_back(hook: HookRelay, target: Target) -> None:
     deadline = time.monotonic() + target.instance.start_timeout
     if target.may_stop:
         _wait_for_late_stop(target, deadline)
-    complaint = ""
+    complaints: list[str] = []
     while True:
         try:
             hook.start_service(target=target)
         except Exception as error:  # noqa: BLE001 - a plugin must not keep VictoriaLogs down
-            complaint = str(error) or type(error).__name__
-            target.reporter.say(f"start refused, trying again: {complaint}")
+            complaints.append(str(error) or type(error).__name__)
+            target.reporter.say(f"start refused, trying again: {complaints[-1]}")
             with contextlib.suppress(Exception):
                 target.service.start()
-        if _becomes_healthy(hook, target, min(deadline, time.monotonic() + RETRY_SECONDS)):
+        until = min(deadline, time.monotonic() + RETRY_SECONDS)
+        if _becomes_healthy(hook, target, until, complaints):
             break
         if time.monotonic() >= deadline:
-            raise _start_failed(target, complaint)
+            raise _start_failed(target, complaints)
     if target.stopped_at is not None:
         target.downtime = time.monotonic() - target.stopped_at
 
@@ -174,31 +175,39 @@ def watch(hook: HookRelay, target: Target, seconds: float) -> None:
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if not _becomes_healthy(hook, target, time.monotonic()):
+        if not _becomes_healthy(hook, target, time.monotonic(), []):
             bring_back(hook, target)
         time.sleep(WATCH_POLL_SECONDS)
 
 
-def _becomes_healthy(hook: HookRelay, target: Target, deadline: float) -> bool:
+def _becomes_healthy(
+    hook: HookRelay, target: Target, deadline: float, complaints: list[str]
+) -> bool:
+    """Ask until it is healthy or `deadline` has come; what the asking fails with is a complaint."""
     while True:
-        with contextlib.suppress(Exception):
+        try:
             if hook.is_healthy(target=target):
                 return True
+        except Exception as error:  # noqa: BLE001 - whoever can't tell says no
+            complaints[:] = [str(error) or type(error).__name__]
         if time.monotonic() >= deadline:
             return False
         time.sleep(POLL_SECONDS)
 
 
-def _start_failed(target: Target, complaint: str) -> StartFailed:
-    words = complaint
+def _start_failed(target: Target, complaints: list[str]) -> StartFailed:
+    said = complaints[-1:]
     with contextlib.suppress(OperatorError):
-        words = target.service.last_words() or complaint
-    why = f": {words}" if words else ""
+        said += [target.service.last_words()]
+    why = "".join(f": {words}" for words in said if words)
     failure = StartFailed(
         f"VictoriaLogs did not come back within {target.instance.start_timeout:g} seconds{why}",
         hint=f"run: {target.service.start_command()}",
     )
     failure.state = "VICTORIALOGS IS DOWN"
+    with contextlib.suppress(OperatorError):
+        if lock.is_held(target.host, target.data_directory):
+            failure.state = "VictoriaLogs runs, but is not healthy"
     return failure
 
 
