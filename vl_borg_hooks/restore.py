@@ -146,21 +146,16 @@ def _replace(
     expired: Sequence[Partition],
 ) -> None:
     """Put the copy in place, prove that VictoriaLogs serves it, or bring back what was there."""
-    replaced = present(target.host, target.data_directory)
-    swap = Swap(target.host, target.data_directory, replaced)
     found_running = target.found is State.RUNNING
-    journal = Journal("restore", found_running, replaced)
     try:
         if found_running:
             with control.stop_window(hook, target, state, "restore", settle=False):
                 _wait_stopped(target)
-                state.note(journal)
-                swap.do()
+                _swap(target, state)
         else:
             guard.arm(target)
             with lock.hold(target.host, target.data_directory):
-                state.note(journal)
-                swap.do()
+                _swap(target, state)
             control.bring_back(hook, target)
         _prove(target, manifest, expired)
     except BaseException as error:
@@ -176,13 +171,20 @@ def _replace(
     if not found_running and not target.start_if_stopped:
         control.stop_again(target)
         target.reporter.say(f"stopped, as it was found; to start: {target.service.start_command()}")
-    swap.clean_up()
+    Swap(target.host, target.data_directory).clean_up()
     state.clear_journal()
     away = "" if target.downtime is None else f"; VictoriaLogs was away for {target.downtime:.2f} s"
     target.reporter.say(
         f"restored: {manifest.rows} rows, {manifest.files} files, "
         f"{human_bytes(manifest.bytes)}{away}"
     )
+
+
+def _swap(target: Restore, state: InstanceState) -> None:
+    """Put the copy in place of what is there now that it is locked: a stop may write new files."""
+    replaced = present(target.host, target.data_directory)
+    state.note(Journal("restore", target.found is State.RUNNING, replaced))
+    Swap(target.host, target.data_directory, replaced).do()
 
 
 def _wait_stopped(target: Restore) -> None:
