@@ -40,6 +40,7 @@ ACTIVE = "VL_FAULTS_FIRED" in os.environ and "--wait" not in sys.argv
 
 _hookimpl = pluggy.HookimplMarker("vl_borg_hooks")
 _numbers: Counter[str] = Counter()
+_PID = os.getpid()
 
 
 class _Now:
@@ -52,7 +53,8 @@ def event(name: str) -> None:
     """Take note of an event, and cause the fault where it is the one."""
     if name == os.environ.get("VL_FAULTS_ALWAYS"):
         _raise()
-    if not ACTIVE or _Now.firing:
+    # A child between fork and exec runs our lines too; its death is that of a command, not ours.
+    if not ACTIVE or _Now.firing or os.getpid() != _PID:
         return
     _numbers[name] += 1
     label = f"{name} #{_numbers[name]}"
