@@ -116,8 +116,3 @@ class Restore(Target):
     def incoming(self) -> str:
         """Where the copy is put, on `host`, until VictoriaLogs is stopped."""
         return f"{self.working_directory}/incoming"
-
-    @property
-    def replaced(self) -> str:
-        """Where the data that the copy replaces is kept, on `host`, until the proof is there."""
-        return f"{self.working_directory}/replaced"
