@@ -40,7 +40,8 @@ _ENTRY = "entry:"
 class Table:
     """One `datadb` or `indexdb`: the parts that count, and when its directory last changed."""
 
-    parts: frozenset[str]
+    # In the order of the file: a list that was only turned round is copied again too.
+    parts: tuple[str, ...]
     modified: int
 
 
@@ -96,7 +97,7 @@ def delta(before: Listing, now: Listing) -> Delta | None:
         known = before.tables.get(path)
         if known is table:
             continue
-        new = table.parts - (known.parts if known else frozenset())
+        new = set(table.parts) - set(known.parts if known else ())
         copied += [f"{path}/{part}" for part in sorted(new)]
         copied.append(f"{path}/{PARTS_FILE}")
     removed = [f"{PARTITIONS}/{name}" for name in sorted(before.partitions - now.partitions)]
@@ -135,19 +136,19 @@ def _read_here(data_directory: str, before: Listing | None) -> Listing:
     return Listing(tables, others, taken, deletions)
 
 
-def _parts(directory: str) -> frozenset[str]:
+def _parts(directory: str) -> tuple[str, ...]:
     try:
         with open(f"{directory}/{PARTS_FILE}", "rb") as file:
             return _names(file.read())
     except FileNotFoundError:
-        return frozenset()
+        return ()
 
 
-def _names(content: bytes | str) -> frozenset[str]:
+def _names(content: bytes | str) -> tuple[str, ...]:
     names = json.loads(content) or []
     if not isinstance(names, list) or not all(map(is_part_name, names)):
         raise ValueError(f"{PARTS_FILE} is no list of part names")
-    return frozenset(names)
+    return tuple(names)
 
 
 def _others_here(
@@ -187,7 +188,7 @@ def _read_over_ssh(host: SshHost, data_directory: str, before: Listing | None) -
     tables: dict[str, Table] = {}
     others: set[str] = set()
     listed: list[str] = []
-    lists: list[frozenset[str]] = []
+    lists: list[tuple[str, ...]] = []
     deletions = 0
     for record in printed.stdout.split("\0"):
         record = _take_lists(record, lists)
@@ -202,7 +203,7 @@ def _read_over_ssh(host: SshHost, data_directory: str, before: Listing | None) -
                 others |= {path} if not names else set()
             elif len(names) == 2:
                 if names[1] in (DATADB, INDEXDB):
-                    tables[path] = Table(frozenset(), 0)
+                    tables[path] = Table((), 0)
                 else:
                     others.add(path)
     for path, parts in zip(listed, lists, strict=True):
@@ -214,7 +215,7 @@ def _read_over_ssh(host: SshHost, data_directory: str, before: Listing | None) -
     return Listing(tables, frozenset(others), deletions=deletions)
 
 
-def _take_lists(record: str, lists: list[frozenset[str]]) -> str:
+def _take_lists(record: str, lists: list[tuple[str, ...]]) -> str:
     """Move the lists that `record` begins with to `lists`, and return the rest of it."""
     decoder = json.JSONDecoder()
     while record.startswith(("[", "null")):
