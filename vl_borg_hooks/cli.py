@@ -65,10 +65,10 @@ def _before_create(arguments: argparse.Namespace) -> int:
 
 
 def _after_create(arguments: argparse.Namespace) -> int:
-    from vl_borg_hooks import lifecycle
+    from vl_borg_hooks import release
 
     if not arguments.dry_run:
-        lifecycle.release(*_selected(arguments), logger.info)
+        release.release(*_selected(arguments), logger.info)
     return 0
 
 
@@ -87,6 +87,7 @@ def _restore(arguments: argparse.Namespace) -> int:
         arguments.source,
         logger.info,
         start=arguments.start,
+        every=bool(arguments.instance),
         dry_run=arguments.dry_run,
     )
     return 0

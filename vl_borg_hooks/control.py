@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pluggy import HookRelay
 
@@ -16,12 +16,12 @@ from vl_borg_hooks.services import State
 from vl_borg_hooks.state import InstanceState, Journal
 from vl_borg_hooks.victorialogs import lock
 
-POLL_SECONDS = 0.002
+POLL_SECONDS = 0.001
 # A start that was refused or died at once is tried again this often, until start_timeout is over.
 RETRY_SECONDS = 2
 WATCH_POLL_SECONDS = 0.2
-# For how long VictoriaLogs is watched after a stop that may still take effect: one whose command
-# failed, or was interrupted or killed with us.
+# For how long VictoriaLogs is watched at least after a stop that may still take effect: one whose
+# command failed, or was interrupted or killed with us.
 WATCH_SECONDS = 5
 
 
@@ -79,7 +79,7 @@ def stop_window(
             with signals.held_back():
                 _bring_back_after(hook, target, failed)
                 if settle:
-                    state.clear_journal()
+                    clear_journal(target, state)
     finally:
         hook.after_start(target=target)
 
@@ -95,6 +95,15 @@ def _bring_back_after(hook: HookRelay, target: Target, failed: BaseException | N
         if failed:
             failure.what = f"{failed}; and then {failure.what}"
         raise
+
+
+def clear_journal(target: Target, state: InstanceState) -> None:
+    """VictoriaLogs is as it was found: nothing is owed, unless a stop may still take effect.
+
+    The guard then finds the journal when we end, and watches for as long as that may be.
+    """
+    if not target.stop_is_open or target.service.starts_after_stop:
+        state.clear_journal()
 
 
 @contextlib.contextmanager
@@ -167,17 +176,41 @@ def _seconds_since_stop(target: Target) -> int:
     return round(time.monotonic() - (target.stopped_at or 0))
 
 
-def watch(hook: HookRelay, target: Target, seconds: float) -> None:
+def stop_may_come(target: Target) -> float:
+    """Return for how many seconds a stop may still take effect that a killed run asked for."""
+    if target.service.starts_after_stop:
+        return WATCH_SECONDS
+    try:
+        running = lock.is_held(target.host, target.data_directory)
+    except OperatorError:
+        running = True
+    # What has stopped can't be stopped once more by the same command.
+    return max(WATCH_SECONDS, target.instance.stop_timeout) if running else WATCH_SECONDS
+
+
+def watch(
+    hook: HookRelay,
+    target: Target,
+    seconds: float,
+    alone: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> None:
     """See to it that VictoriaLogs stays up for `seconds`.
 
     A command that a killed run had under way, such as a script that stops it, may still take
-    effect after that run's death.
+    effect after that run's death. Where it is down, `alone` is entered first, which waits for a
+    run that is on: it may be the one that has stopped it.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if not _becomes_healthy(hook, target, time.monotonic(), []):
-            bring_back(hook, target)
+        if not _is_healthy_now(hook, target):
+            with alone():
+                if not _is_healthy_now(hook, target):
+                    bring_back(hook, target)
         time.sleep(WATCH_POLL_SECONDS)
+
+
+def _is_healthy_now(hook: HookRelay, target: Target) -> bool:
+    return _becomes_healthy(hook, target, time.monotonic(), [])
 
 
 def _becomes_healthy(

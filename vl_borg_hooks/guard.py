@@ -1,30 +1,38 @@
 """The guard: a process that outlives us and starts VictoriaLogs when we die in the stop window.
 
 It waits for the run lock, which the kernel frees the moment we die, and then does what `recover`
-does: nothing where the journal says that nothing is owed.
+does: nothing where the journal says that nothing is owed. VictoriaLogs is stopped only once the
+guard waits: a program that only just starts would do nobody any good, and take the processor from a
+VictoriaLogs that starts. It says so by the protocol of sd_notify(3).
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from vl_borg_hooks import commands
 from vl_borg_hooks.context import Target
-from vl_borg_hooks.errors import CommandFailed
+from vl_borg_hooks.errors import CommandFailed, OperatorError
 
 # sd_booted(3): systemd runs the system exactly where this directory exists.
 SYSTEMD_RUNS = Path("/run/systemd/system")
 ARM_SECONDS = 10
+POLL_SECONDS = 0.05
+_NOTIFY = "NOTIFY_SOCKET"
+_READY = b"READY=1"
 
 
 def arm(target: Target) -> None:
-    """Start the guard of `target`, before VictoriaLogs is stopped.
+    """Start the guard of `target`, before VictoriaLogs is stopped, and wait until it is on guard.
 
     Under systemd it is a transient unit, out of reach of a KillMode=control-group that ends
     borgmatic's whole unit; elsewhere, or where systemd refuses, a process in a session of its own.
+    Raises OperatorError where there is no guard.
     """
     argv = [
         sys.executable,
@@ -43,26 +51,69 @@ def arm(target: Target) -> None:
             return
         except CommandFailed as error:
             target.reporter.say(f"the guard is no unit of systemd but a process: {error.what}")
-    # Not through sh: it must not wait for this one, which is to live on without us.
-    subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        cwd="/",
-    )
+    _start_process(argv)
+
+
+def on_guard() -> None:
+    """Tell whoever started this guard that it waits from now on."""
+    address = os.environ.get(_NOTIFY)
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sending:
+        try:
+            sending.sendto(_READY, _socket_address(address))
+        except OSError:
+            # Whoever started us has died: all the more reason to go on.
+            return
+
+
+def _socket_address(address: str) -> str:
+    """Return an address in sd_notify(3)'s notation, where `@` begins an abstract one."""
+    return f"\0{address[1:]}" if address.startswith("@") else address
+
+
+def _start_process(argv: list[str]) -> None:
+    """Start `argv` as a process in a session of its own, and wait until it says that it is ready."""
+    address = f"@vl-borg-hooks-{os.getpid()}-{time.monotonic_ns()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
+        receiving.bind(_socket_address(address))
+        receiving.settimeout(POLL_SECONDS)
+        # Not through sh: it must not wait for this one, which is to live on without us.
+        guard = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+            env={**os.environ, _NOTIFY: address},
+        )
+        deadline = time.monotonic() + ARM_SECONDS
+        while not _is_ready(receiving):
+            if guard.poll() is not None or time.monotonic() >= deadline:
+                guard.kill()
+                raise OperatorError(
+                    "the guard, which starts VictoriaLogs should this run be killed, did not start",
+                    hint="try yourself: vl-borg-hooks recover",
+                )
+
+
+def _is_ready(receiving: socket.socket) -> bool:
+    try:
+        return receiving.recv(len(_READY)) == _READY
+    except TimeoutError:
+        return False
 
 
 def _transient_unit(name: str, argv: list[str]) -> list[str]:
-    """Return the systemd-run call that starts `argv` as a unit, and waits until it was executed."""
+    """Return the systemd-run call that starts `argv` as a unit, and waits until it is ready."""
     return [
         "systemd-run",
         "--quiet",
         "--collect",
         f"--unit=vl-borg-hooks-guard-{name}-{os.getpid()}",
         f"--description=starts VictoriaLogs should the backup of {name} be killed",
-        "--property=Type=exec",
+        "--property=Type=notify",
         # systemd gives units its own PATH; ours found systemctl and ssh.
         f"--setenv=PATH={os.environ.get('PATH', os.defpath)}",
         # systemd.service(5), COMMAND LINES: `$$` is a dollar sign and no variable.

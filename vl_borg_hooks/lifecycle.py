@@ -1,16 +1,17 @@
-"""The order of things: backup, release, recovery. What each step does is in its plugin."""
+"""The order of things: backup and recovery. What each step does is in its plugin."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pluggy import HookRelay
 
-from vl_borg_hooks import control, plugins
+from vl_borg_hooks import control, guard, plugins
 from vl_borg_hooks.borgmatic import calling_process
 from vl_borg_hooks.config import OptionsError
 from vl_borg_hooks.context import Backup, Target
@@ -42,9 +43,8 @@ def back_up(
 ) -> None:
     """Make and publish a staging copy of each of `instances`, for the borgmatic that runs us.
 
-        Raises Busy where another run or another borgmatic has one of them, OperatorError for all else;
     Raises Busy where another run or another borgmatic has one of them, OperatorError for all else;
-        nothing is published then.
+    nothing is published then.
     """
     hook = plugins.manager().hook
     holder = calling_process()
@@ -79,6 +79,9 @@ def back_up(
                 # a manifest can't be removed, the failure that we are in is what there is to say.
                 with contextlib.suppress(OperatorError):
                     backup.staging.unpublish()
+            for state in states:
+                with contextlib.suppress(OperatorError):
+                    state.release_lease()
             raise
 
 
@@ -164,19 +167,6 @@ def _downtime(target: Target) -> str:
     return f"VictoriaLogs was away for {target.downtime:.2f} s"
 
 
-def release(loaded: LoadedConfig, instances: Sequence[Instance], say: Say) -> None:
-    """Give back the leases that the borgmatic which runs us has; safe at any time, any number."""
-    holder = calling_process()
-    for instance in instances:
-        state = InstanceState(loaded.config.state_directory, instance.name)
-        lease = state.lease_holder()
-        # The lease of another living borgmatic isn't ours to give back: it still archives.
-        if lease is None or lease.pid == holder.pid:
-            state.release_lease()
-        else:
-            say(f"{instance.name}: {lease} keeps its lease")
-
-
 def recover_all(
     loaded: LoadedConfig, instances: Sequence[Instance], say: Say, *, wait: bool
 ) -> None:
@@ -188,22 +178,31 @@ def recover_all(
     for instance in instances:
         target = Target(**target_fields(loaded, instance, say))
         state = InstanceState(loaded.config.state_directory, instance.name)
+        alone = partial(state.run_lock, "recover", wait=None)
         try:
-            with state.run_lock("recover", wait=None if wait else 0), explained(target):
-                _recover_one(hook, target, state)
+            with explained(target):
+                if wait:
+                    guard.on_guard()
+                with alone() if wait else state.run_lock("recover", wait=0):
+                    seconds = _recover_one(hook, target, state)
+                # Not alone: whoever wants to begin a backup now need not wait for us.
+                control.watch(hook, target, seconds, alone)
         except Busy as busy:
             say(f"{busy}: nothing to recover")
 
 
-def _recover_one(hook: HookRelay, target: Target, state: InstanceState) -> None:
+def _recover_one(hook: HookRelay, target: Target, state: InstanceState) -> float:
+    """Recover and return for how many seconds VictoriaLogs is to be watched after that."""
+    seconds = 0.0
     journal = state.journal()
-    if recover(hook, target, state):
-        if journal and journal.found_running:
-            control.watch(hook, target, control.WATCH_SECONDS)
-    else:
+    if journal is None:
         target.reporter.say("nothing to recover")
+    elif journal.found_running:
+        seconds = control.stop_may_come(target)
+    recover(hook, target, state)
     if state.lease_holder() is None:
         state.release_lease()
+    return seconds
 
 
 def recover(hook: HookRelay, target: Target, state: InstanceState) -> bool:
@@ -229,7 +228,7 @@ def recover(hook: HookRelay, target: Target, state: InstanceState) -> bool:
     else:
         control.stop_again(target)
     swap.clean_up()
-    state.clear_journal()
+    control.clear_journal(target, state)
     target.reporter.say(f"VictoriaLogs is {target.service.state().value} again, as it was found")
     return True
 

@@ -44,18 +44,22 @@ def restore(
     *,
     start: bool,
     dry_run: bool,
+    every: bool = False,
 ) -> None:
     """Restore each of `instances` that has a copy at or below `root`.
 
-    With `start`, a VictoriaLogs that was found stopped is left running. Raises OperatorError; the
-    data that was to be replaced is then in place again.
+    With `start`, a VictoriaLogs that was found stopped is left running; with `every`, an instance
+    without a copy is an error, before anything is touched. Raises OperatorError; the data that was
+    to be replaced is then in place again.
     """
     copies = _copies_by_instance(root)
     chosen = [instance for instance in instances if instance.name in copies]
-    if not chosen:
+    missing = [instance.name for instance in instances if instance.name not in copies]
+    if missing and chosen and not every:
+        say(f"{root} holds no copy of {', '.join(missing)}: not restored")
+    if not chosen or (missing and every):
         raise InvalidCopy(
-            f"{root} holds copies of {', '.join(sorted(copies))}, "
-            f"none of {', '.join(instance.name for instance in instances)}",
+            f"{root} holds copies of {', '.join(sorted(copies))}, none of {', '.join(missing)}",
             hint="is this the archive, and is this the config, that you mean?",
         )
     hook = plugins.manager().hook

@@ -23,7 +23,7 @@ from vl_borg_hooks.errors import Busy, InvalidCopy, OperatorError
 LARGEST_STATE_FILE = 1 << 20
 POLL_SECONDS = 0.05
 # The guard of the run before looks at the journal for a moment when that run ends; where it was
-# killed, it watches for some seconds that VictoriaLogs stays up.
+# killed, it brings VictoriaLogs back first.
 LOCK_WAIT_SECONDS = 8
 
 
@@ -95,7 +95,7 @@ class InstanceState:
 
         Waits up to `wait` seconds, without limit for None. Raises Busy, naming the holder.
         """
-        path = self.directory / "run.lock"
+        path = self._run_lock
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -108,6 +108,24 @@ class InstanceState:
         finally:
             os.close(descriptor)
 
+    def run_that_is_on(self) -> str:
+        """Return which run is on, in words; empty for none."""
+        try:
+            descriptor = os.open(self._run_lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return ""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _named(descriptor)
+        finally:
+            os.close(descriptor)
+        return ""
+
+    @property
+    def _run_lock(self) -> Path:
+        return self.directory / "run.lock"
+
     def _take(self, descriptor: int, wait: float | None) -> None:
         if wait is None:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -119,9 +137,8 @@ class InstanceState:
                 return
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    holder = _parse_holder(os.pread(descriptor, LARGEST_STATE_FILE, 0))
                     raise Busy(
-                        f"another run holds this instance: {holder or 'unknown'}",
+                        f"another run holds this instance: {_named(descriptor)}",
                         hint="wait until it has ended",
                     ) from None
                 time.sleep(POLL_SECONDS)
@@ -178,6 +195,11 @@ class InstanceState:
     def release_lease(self) -> None:
         """Give the staging copy back; no error where there is no lease."""
         files.remove(self._lease)
+
+
+def _named(descriptor: int) -> str:
+    """Return the holder that a lock file names."""
+    return str(_parse_holder(os.pread(descriptor, LARGEST_STATE_FILE, 0)) or "unknown")
 
 
 def _parse_holder(content: bytes) -> Holder | None:

@@ -30,7 +30,9 @@ class Status:
     manifest: Manifest | None
     # Who archives the staging copy now; empty for nobody.
     lease: str
-    # Whether a run was killed and VictoriaLogs is still owed its recovery, or a run is on.
+    # Which run is on now; empty for none.
+    run: str
+    # Whether a run was killed and VictoriaLogs is still owed its recovery.
     unfinished: bool
 
     def lines(self) -> list[str]:
@@ -49,7 +51,8 @@ class Status:
             f"{self.instance}: VictoriaLogs {self.victorialogs} ({self.service})",
             f"  {archived}",
             *([f"  archived by {self.lease}"] if self.lease else []),
-            *(["  a run is on, or was killed: see recover"] if self.unfinished else []),
+            *([f"  a run is on: {self.run}"] if self.run else []),
+            *(["  a run was killed: vl-borg-hooks recover finishes it"] if self.unfinished else []),
         ]
 
 
@@ -69,11 +72,13 @@ def _status_of(loaded: LoadedConfig, instance: Instance) -> Status:
         victorialogs = target.service.state().value
     except OperatorError as error:
         victorialogs = f"unknown: {error}"
+    run = state.run_that_is_on()
     return Status(
         instance=instance.name,
         service=target.service.description,
         victorialogs=victorialogs,
         manifest=manifest,
         lease=str(state.lease_holder() or ""),
-        unfinished=state.has_journal,
+        run=run,
+        unfinished=state.has_journal and not run,
     )

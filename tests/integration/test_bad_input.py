@@ -570,6 +570,27 @@ def test_a_restore_that_must_not_be_touches_nothing(
     assert tree(site.data) == before
 
 
+def configure_two(site: Site) -> None:
+    """Make a second instance known, of whose data nothing was ever extracted."""
+    paths = {key: f"{site.fields[key]}-other" for key in ("data_path", "staging_path")}
+    instances = [site.fields, {**site.fields, "name": "other", **paths}]
+    write_config(site.config, instances, state_path=str(site.root / "state"))
+
+
+def test_an_instance_that_was_asked_for_and_has_no_copy_is_an_error(site: Site) -> None:
+    copy = make_copy(site.root / "extracted")
+    configure_two(site)
+    before = tree(site.data)
+    named = ("--instance", "default", "--instance", "other")
+    said = the_line(site.command(*named, "restore", "--from", copy.path))
+    assert "holds copies of default, none of other" in said
+    assert tree(site.data) == before
+    done = site.command("--verbosity", "0", "restore", "--from", copy.path)
+    assert done.returncode == 0, done.stderr
+    assert "holds no copy of other: not restored" in done.stderr
+    assert site.content() == tree(copy.data)
+
+
 @pytest.mark.parametrize("name", ["plain", "with space", "new\nline", os.fsdecode(b"no utf8 \xff")])
 def test_a_copy_is_restored_from_wherever_it_is(site: Site, name: str) -> None:
     copy = make_copy(site.root / name / "var/lib/vl-borg-hooks/default")

@@ -62,6 +62,16 @@ def test_a_second_run_is_told_who_holds_the_first(state: InstanceState) -> None:
 
 
 @pytest.mark.timeout(60)
+def test_the_run_that_is_on_is_known_as_long_as_it_lives(state: InstanceState) -> None:
+    assert state.run_that_is_on() == ""
+    with other_run(state) as other:
+        assert f"before-create (pid {other.pid}, since 20" in state.run_that_is_on()
+        other.kill()
+        other.wait(10)
+        assert state.run_that_is_on() == ""
+
+
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_next_run_takes_over_the_moment_that_the_first_is_killed(
     state: InstanceState, number: signal.Signals

@@ -24,6 +24,10 @@ class ServiceManager(ABC):
     directory tells when it has stopped, `/health` when it serves again.
     """
 
+    # Whether a start that is asked for after a stop takes place after it, even where whoever asked
+    # for the stop has died. Where not, VictoriaLogs is watched until the stop took place.
+    starts_after_stop = False
+
     @property
     @abstractmethod
     def description(self) -> str:

@@ -32,6 +32,9 @@ class SystemdOptions(BaseModel):
 class Systemd(ServiceManager):
     """A unit of systemd's system manager on `host`."""
 
+    # systemd has a queue of jobs for each unit, and goes on with it when systemctl is killed.
+    starts_after_stop = True
+
     def __init__(self, options: SystemdOptions, host: Host) -> None:
         unit = options.unit
         self.unit = unit if "." in unit else f"{unit}.service"

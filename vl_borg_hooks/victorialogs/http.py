@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import re
+import socket
 import urllib.error
+import urllib.parse
 import urllib.request
 from http.client import HTTPException
 
@@ -33,7 +35,7 @@ class Client:
     def is_healthy(self) -> bool:
         """Tell whether `GET /health` answers OK."""
         try:
-            return self._get("/health").strip() == "OK"
+            return self._is_listening() and self._get("/health").strip() == "OK"
         except OperatorError:
             return False
 
@@ -70,6 +72,19 @@ class Client:
             if line["name"] == metric:
                 return dict(_LABEL.findall(line["labels"] or ""))
         return {}
+
+    def _is_listening(self) -> bool:
+        """Tell whether connections are accepted at all.
+
+        To be refused costs next to nothing, and a server that starts needs the processor itself.
+        """
+        url = urllib.parse.urlsplit(self.url)
+        try:
+            port = url.port or (443 if url.scheme == "https" else 80)
+            with socket.create_connection((url.hostname, port), REQUEST_SECONDS):
+                return True
+        except (OSError, ValueError):
+            return False
 
     def _get(self, path: str) -> str:
         """Return the body of `GET path`; raises OperatorError where there is no good answer."""

@@ -17,7 +17,7 @@ from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.hosts import Host, SshHost
 from vl_borg_hooks.victorialogs.layout import LOCK_FILE
 
-POLL_SECONDS = 0.002
+POLL_SECONDS = 0.0005
 # flock(1) --conflict-exit-code: a value that neither it nor ssh uses for anything else.
 HELD_BY_ANOTHER = 99
 
