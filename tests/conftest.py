@@ -1,4 +1,4 @@
-"""Fixtures for all tests: which VictoriaLogs they run, and the real systemd and sshd."""
+"""Fixtures for all tests: which VictoriaLogs they run, and the real systemd, sshd and dockerd."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.parts.docker import Docker
 from tests.parts.sshd import Sshd
 from tests.parts.systemd import Systemd
 from tests.setup.victoria_logs import Found, find
@@ -48,6 +49,15 @@ def sshd(systemd: Systemd, tmp_path: Path) -> Iterator[Sshd]:
     if reason := Sshd.why_not():
         pytest.fail(f"the tests need a real sshd: {reason}")
     with Sshd(tmp_path / "sshd", {"PATH": systemd.path}) as running:
+        yield running
+
+
+@pytest.fixture
+def docker() -> Iterator[Docker]:
+    """A dockerd with nothing but an empty image."""
+    if reason := Docker.why_not():
+        pytest.fail(f"the tests need a real Docker: {reason}")
+    with Docker() as running:
         yield running
 
 

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.parts.container_site import ContainerSite
+from tests.parts.docker import Docker
 from tests.parts.ports import free_port
 from tests.parts.processes import spawn
 from tests.parts.site import PASSPHRASE, Site
+from tests.parts.systemd import Systemd
 from tests.parts.victoria_logs import server_argv
 from tests.parts.waiting import wait_until
 from tests.setup.victoria_logs import Found
@@ -71,6 +74,40 @@ def test_several_instances_and_another_service_manager(tmp_path: Path) -> None:
     text = (EXAMPLES / "openrc.yaml").read_text()
     (instance,) = config.load(private(tmp_path / "openrc.yaml", text)).config.instances
     assert list(instance.service) == ["command"]
+
+
+def test_the_docker_config_backs_up_and_restores(
+    tmp_path: Path, victoria_logs: Found, systemd: Systemd, docker: Docker
+) -> None:
+    site = ContainerSite(tmp_path / "site", victoria_logs.path, systemd, "logs", docker)
+    site.install()
+    text = (EXAMPLES / "docker.yaml").read_text()
+    for usual, here in {
+        "/var/lib/victoria-logs\n": f"{site.data}\n",
+        "/var/lib/vl-borg-hooks/default\n": f"{site.staging.path}\n",
+        "http://127.0.0.1:9428\n": f"{site.server.url}\n",
+        "[docker, ": f"[{', '.join(docker.command)}, ",
+        "victorialogs]": f"{site.container}]",
+    }.items():
+        assert usual in text
+        text = text.replace(usual, here)
+    private(site.config, f"{text}\nstate_path: {site.root}/state\n")
+    site.server.ingest([ROW])
+    assert "VictoriaLogs was away for" in site.hooks("before-create").stderr
+    assert site.is_running
+    assert site.manifest.rows == 1
+    assert site.manifest.final_pass == "frozen"
+
+    site.server.ingest([{**ROW, "_msg": "two"}])
+    extracted = site.root / "extracted"
+    shutil.copytree(site.staging.path, extracted)
+    site.hooks("restore", "--from", str(extracted))
+    assert site.is_running
+    assert site.server.count() == 1
+    # A stop that is no business of ours.
+    site.stop()
+    site.hooks("before-create")
+    assert not site.is_running
 
 
 def test_borgmatic_takes_the_include_and_the_restoring_config(site: Site) -> None:
@@ -141,6 +178,8 @@ def test_the_boot_unit_starts_what_a_dead_machine_left_stopped(site: Site) -> No
     name = f"recover-{site.unit}"
     text = at_site(site, "systemd", "vl-borg-hooks-recover.service")
     site.systemd.write_unit(name, text)
+    # Docker's unit need not exist; where it does, a container can be started only after it.
+    assert "docker.service" in site.systemd.show(name, "After").split()
     site.systemd.systemctl("start", name)
     assert site.systemd.show(name, "Result") == "success"
     assert site.is_running

@@ -456,6 +456,22 @@ class RestoreFlow(Flow):
         self.prepare()
 
 
+def lose_power(flow: Flow, event: str) -> None:
+    """Have the run and its guard die at `event`, at the same moment."""
+    flow.prepare()
+    run = flow.killer.run(flow.site, *flow.command, fault=Fault(event, "power-loss"))
+    assert run.status == -9, f"{run.status}: {run.stderr}"
+
+
+def check_recovered(flow: Flow) -> None:
+    """AssertionError where `recover` has left anything to do."""
+    assert flow.site.is_running
+    assert flow.site.server.healthy()
+    assert flow.site.journal_is_empty()
+    flow.check_data()
+    assert not (flow.site.data / ".vl-borg-hooks").exists(), "the working directory is left"
+
+
 FlowT = TypeVar("FlowT", bound=Flow)
 Item = TypeVar("Item")
 

@@ -14,6 +14,8 @@ from tests.faults.harness import (
     Killer,
     RestoreFlow,
     StoppedPassFlow,
+    check_recovered,
+    lose_power,
     share_out,
     shuffled,
     survive_all,
@@ -161,17 +163,3 @@ def test_recover_is_killed_too(make_flows: MakeFlows, killer: Killer) -> None:
     # Afterwards it only watches, asking again and again.
     events = recorded.events[: recorded.events.index("disk remove journal.json end #1") + 1]
     share_out(flows, [event for event in events if not event.startswith("hook s")], survive)
-
-
-def lose_power(flow: Flow, event: str) -> None:
-    flow.prepare()
-    run = flow.killer.run(flow.site, *flow.command, fault=Fault(event, "power-loss"))
-    assert run.status == -9, f"{run.status}: {run.stderr}"
-
-
-def check_recovered(flow: Flow) -> None:
-    assert flow.site.is_running
-    assert flow.site.server.healthy()
-    assert flow.site.journal_is_empty()
-    flow.check_data()
-    assert not (flow.site.data / ".vl-borg-hooks").exists(), "the working directory is left"

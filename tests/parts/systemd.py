@@ -28,7 +28,7 @@ _TOOLS = ("unshare", "nsenter", "setpriv", "mount", "systemctl", "systemd-run")
 # $1 working directory, $2 name of the cgroup. Enters a cgroup of its own first, since that is what
 # a new cgroup namespace takes for its root. cgroup2 is mounted afresh: it works on machines with
 # the old hierarchies, or with none mounted, too.
-_ENTER_CGROUP = """
+ENTER_CGROUP = """
 set -eu
 mount -t cgroup2 cgroup2 "$1/cgroup"
 mkdir "$1/cgroup/$2"
@@ -105,7 +105,7 @@ class Systemd:
         for target in _TARGETS:
             text = "[Unit]\nDefaultDependencies=no\n"
             (self.unit_directory / f"{target}.target").write_text(text)
-        (self._directory / "enter-cgroup").write_text(_ENTER_CGROUP)
+        (self._directory / "enter-cgroup").write_text(ENTER_CGROUP)
         (self._directory / "boot").write_text(_BOOT)
         script = [str(self._directory / "enter-cgroup"), str(self._directory)]
         script.append(self._directory.name)  # of the cgroup
@@ -226,6 +226,12 @@ class Systemd:
 
 def remove_leftovers(directory: Path) -> None:
     """Remove the cgroup and the files of a systemd that has ended, in whatever way."""
+    remove_cgroup(directory)
+    shutil.rmtree(directory)
+
+
+def remove_cgroup(directory: Path) -> None:
+    """Remove the cgroup that ENTER_CGROUP made, as soon as the last process in it is gone."""
     remove = ["unshare", "--mount", "sh", "-c", _REMOVE_CGROUP, "sh", str(directory)]
     remove.append(directory.name)
 
@@ -233,7 +239,6 @@ def remove_leftovers(directory: Path) -> None:
         return subprocess.run(remove, capture_output=True, check=False).returncode == 0
 
     wait_until(removed, 10, f"cgroup {directory.name} is removed")
-    shutil.rmtree(directory)
 
 
 def victoria_logs_unit(

@@ -39,7 +39,7 @@ newest_python() {
 # Packages that are not installed, of those that the tests (first line) and building Borg need.
 missing_packages() {
     local package packages python
-    packages="rsync openssh-server openssh-client systemd util-linux mount sudo
+    packages="rsync openssh-server openssh-client systemd util-linux mount sudo procps
         gcc pkg-config libacl1-dev libssl-dev liblz4-dev libzstd-dev libxxhash-dev"
     if python=$(newest_python); then
         "$python" -c 'import ensurepip, venv' 2>/dev/null || packages+=" python3-venv"
@@ -49,6 +49,8 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.
     else
         packages+=" python3 python3-venv python3-dev"
     fi
+    # Docker's own packages do as well, and can't be installed beside Debian's.
+    command -v dockerd >/dev/null || packages+=" docker.io"
     # One call for all: dpkg-query takes a while, and fails where it knows one of them only by name.
     local installed
     installed=$(dpkg-query -W -f '${db:Status-Status} ${Package}\n' $packages 2>/dev/null || true)
