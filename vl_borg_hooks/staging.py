@@ -18,12 +18,13 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from vl_borg_hooks import __version__, files
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
+from vl_borg_hooks.victorialogs.parts import is_part_name
 
 FORMAT: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -37,6 +38,25 @@ LARGEST_INVENTORY_LINE = 16 << 20
 DEEPEST = 16
 # Where an extraction may have put a copy below the directory that the operator names.
 SEARCHED_DIRECTORIES = 10_000
+# More than any disk holds of anything, and a number that is printed, summed and compared safely.
+LARGEST_NUMBER = 10**30
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("holds what no terminal shows as it is")
+    return text
+
+
+def _name(name: str) -> str:
+    if not is_part_name(name):
+        raise ValueError("is no name of a directory")
+    return name
+
+
+# What a stranger's manifest may say: it is shown to the operator, and calculated with.
+Shown = Annotated[str, AfterValidator(_printable)]
+Number = Annotated[int, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 
 
 class Partition(BaseModel):
@@ -44,10 +64,10 @@ class Partition(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    name: str
-    rows: int
-    min_timestamp: int | None
-    max_timestamp: int | None
+    name: Annotated[str, AfterValidator(_name)]
+    rows: Number
+    min_timestamp: Number | None
+    max_timestamp: Number | None
 
 
 class Manifest(BaseModel):
@@ -57,14 +77,14 @@ class Manifest(BaseModel):
 
     format: Literal[1] = FORMAT
     created_by: str = f"vl-borg-hooks {__version__}"
-    instance: str
-    created: str
+    instance: Shown
+    created: Shown
     data_path: str
     victorialogs_version: str
     owner: tuple[int, int] | None
-    rows: int
-    files: int
-    bytes: int
+    rows: Number
+    files: Number
+    bytes: Number
     partitions: list[Partition]
     warm_seconds: float | None
     final_seconds: float
@@ -147,7 +167,7 @@ class StagingCopy:
             return Manifest.model_validate_json(json.dumps(parsed))
         except (ValidationError, RecursionError) as error:
             problem = error.errors()[0] if isinstance(error, ValidationError) else None
-            where = ".".join(map(str, problem["loc"])) if problem else "nesting"
+            where = ".".join(map(str, problem["loc"])) or "text" if problem else "nesting"
             raise InvalidCopy(f"{self.manifest_path}: is no manifest: {where} is wrong") from None
 
     def write_inventory(self, directories: Iterable[Directory] | None = None) -> Totals:
@@ -193,9 +213,12 @@ class StagingCopy:
             path, sizes = json.loads(line)
         except (ValueError, TypeError, RecursionError):
             raise InvalidCopy(f"{self.inventory_path}: has a line that is no entry") from None
+        # Of what a walk can't come to, nothing is told either: it is not below the mirror.
         if not (
             isinstance(path, str)
+            and (not path or all(map(is_part_name, path.split("/"))))
             and isinstance(sizes, dict)
+            and all(map(is_part_name, sizes))
             and all(type(size) is int and size >= 0 for size in sizes.values())
         ):
             raise InvalidCopy(f"{self.inventory_path}: has a line that is no entry")

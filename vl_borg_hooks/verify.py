@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,15 +46,29 @@ def verify(copy: StagingCopy, *, linked: bool | None = None) -> Report:
         linked = report.manifest.linked if linked is None else linked
         inventory = copy.read_inventory(report.manifest.inventory_sha256)
         sizes: dict[str, int] = {}
-        present = noting(walk(copy.data, linked=linked), sizes)
+        totals: Counter[str] = Counter()
+        present = _counting(noting(walk(copy.data, linked=linked), sizes), totals)
         for problem in differences(copy.data, present, inventory):
             report.problems.append(problem)
             if len(report.problems) >= LISTED_PROBLEMS:
                 return report
-        _compare_totals(copy, report.manifest, sizes, report.problems)
+        report.problems += [
+            f"{copy.manifest_path}: says {said} {what}, but there are {totals[what]}"
+            for what, said in (("files", report.manifest.files), ("bytes", report.manifest.bytes))
+            if said != totals[what]
+        ]
+        _compare_partitions(copy, report.manifest, sizes, report.problems)
     except InvalidCopy as error:
         report.problems.append(error.what)
     return report
+
+
+def _counting(directories: Iterable[Directory], totals: Counter[str]) -> Iterator[Directory]:
+    """Yield `directories` as they are, adding up their files and bytes in `totals`."""
+    for directory in directories:
+        totals["files"] += len(directory.files)
+        totals["bytes"] += sum(directory.files.values())
+        yield directory
 
 
 def noting(directories: Iterable[Directory], sizes: dict[str, int]) -> Iterator[Directory]:
@@ -90,7 +105,7 @@ def partitions(
     ]
 
 
-def _compare_totals(
+def _compare_partitions(
     copy: StagingCopy, manifest: Manifest, sizes: dict[str, int], problems: list[str]
 ) -> None:
     """Hold VictoriaLogs' own metadata against the manifest."""
@@ -106,6 +121,8 @@ def _compare_totals(
             problems.append(
                 f"{path}: holds {found[name].rows} rows, the manifest says {expected[name].rows}"
             )
+    if len(expected) != len(manifest.partitions):
+        problems.append(f"{copy.manifest_path}: lists a partition twice")
     rows = sum(partition.rows for partition in manifest.partitions)
     if rows != manifest.rows:
         problems.append(

@@ -309,13 +309,57 @@ def change_manifest(copy: StagingCopy, **changes: object) -> None:
         ({"partitions": [{}]}, "is no manifest: partitions.0.name is wrong"),
         ({"colour": "red"}, "is no manifest: colour is wrong"),
         ({"instance": 5}, "is no manifest: instance is wrong"),
+        ({"instance": "x: ok\ny"}, "is no manifest: instance is wrong"),
+        ({"created": "\x1b[2J"}, "is no manifest: created is wrong"),
+        ({"created": "\ud800"}, "is no manifest: text is wrong"),
+        ({"rows": int("9" * 4300)}, "is no manifest: rows is wrong"),
+        ({"files": 23}, "says 23 files, but there are 24"),
+        ({"bytes": -1}, "says -1 bytes, but there are "),
     ],
 )
 def test_a_manifest_with_a_wrong_key_names_it(
     copy: StagingCopy, capsys: Capture, changes: dict[str, object], expected: str
 ) -> None:
     change_manifest(copy, **changes)
-    assert problems_of(copy, capsys) == [f"{copy.manifest_path}: {expected}"]
+    (line,) = problems_of(copy, capsys)
+    assert line.startswith(f"{copy.manifest_path}: {expected}")
+
+
+def test_a_partition_that_is_listed_twice_is_named(copy: StagingCopy, capsys: Capture) -> None:
+    fields = json.loads(copy.manifest_path.read_bytes())
+    change_manifest(copy, partitions=fields["partitions"] * 2, rows=fields["rows"] * 2)
+    assert problems_of(copy, capsys) == [f"{copy.manifest_path}: lists a partition twice"]
+
+
+@pytest.mark.parametrize("name", ["/etc", "../../etc", "", "x\ny"])
+def test_a_partition_that_would_not_be_in_the_copy_is_none(
+    copy: StagingCopy, capsys: Capture, name: str
+) -> None:
+    partitions = json.loads(copy.manifest_path.read_bytes())["partitions"]
+    partitions[0]["name"] = name
+    change_manifest(copy, partitions=partitions)
+    expected = f"{copy.manifest_path}: is no manifest: partitions.0.name is wrong"
+    assert problems_of(copy, capsys) == [expected]
+
+
+def test_partitions_whose_rows_have_no_printable_sum_are_a_problem_and_no_crash(
+    copy: StagingCopy, capsys: Capture
+) -> None:
+    partitions = json.loads(copy.manifest_path.read_bytes())["partitions"]
+    change_manifest(copy, partitions=[{**each, "rows": int("9" * 4300)} for each in partitions])
+    expected = f"{copy.manifest_path}: is no manifest: partitions.0.rows is wrong"
+    assert problems_of(copy, capsys) == [expected]
+
+
+@pytest.mark.parametrize("entry", [["/etc", {}], ["../x", {}], ["a", {"../x": 1}], ["a//b", {}]])
+def test_an_inventory_tells_of_nothing_outside_of_the_copy(
+    copy: StagingCopy, capsys: Capture, entry: list[object]
+) -> None:
+    content = copy.inventory_path.read_bytes() + json.dumps(entry).encode() + b"\n"
+    copy.inventory_path.write_bytes(content)
+    change_manifest(copy, inventory_sha256=hashlib.sha256(content).hexdigest())
+    expected = f"{copy.inventory_path}: has a line that is no entry"
+    assert problems_of(copy, capsys) == [expected]
 
 
 def test_rows_that_do_not_add_up_are_named(copy: StagingCopy, capsys: Capture) -> None:
@@ -364,6 +408,10 @@ INNER: dict[str, tuple[Damage, str]] = {
         lambda copy: (copy.path / DAY).rename(copy.data / "partitions/x"),
         "data/partitions/x: is no partition (YYYYMMDD): VictoriaLogs would not start",
     ),
+    "no partition, though its digits are such": (
+        lambda copy: (copy.path / DAY).rename(copy.data / "partitions/٢٠٢٦١١٢١"),
+        "data/partitions/٢٠٢٦١١٢١: is no partition (YYYYMMDD): VictoriaLogs would not start",
+    ),
     "partition without datadb": (
         lambda copy: remove(copy, f"{DAY}/datadb"),
         f"{DAY}/datadb: is missing",
@@ -388,6 +436,12 @@ INNER: dict[str, tuple[Damage, str]] = {
         lambda copy: write(copy, f"{DAY}/datadb/parts.json", b'["../../.."]'),
         f"{DAY}/datadb/parts.json: lists '../../..', which is no part name",
     ),
+    "parts.json that lists a part twice": (
+        lambda copy: write(
+            copy, f"{DAY}/datadb/parts.json", json.dumps([Path(PART).name] * 2).encode()
+        ),
+        f"{DAY}/datadb/parts.json: lists a part twice",
+    ),
     "deeply nested parts.json": (
         lambda copy: write(copy, f"{DAY}/datadb/parts.json", b"[" * 200_000),
         f"{DAY}/datadb/parts.json: is no valid JSON",
@@ -410,6 +464,10 @@ INNER: dict[str, tuple[Damage, str]] = {
     ),
     "metadata.json without rows": (
         lambda copy: write(copy, f"{PART}/metadata.json", b'{"RowsCount": "10"}'),
+        f"{PART}/metadata.json: has no number RowsCount",
+    ),
+    "metadata.json with fewer rows than none": (
+        lambda copy: write(copy, f"{PART}/metadata.json", b'{"RowsCount": -1}'),
         f"{PART}/metadata.json: has no number RowsCount",
     ),
     "metadata.json with true for a number": (

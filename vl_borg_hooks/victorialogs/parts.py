@@ -86,7 +86,8 @@ def summarize(
     rows = 0
     oldest: list[int] = []
     newest: list[int] = []
-    if not PARTITION_NAME.fullmatch(partition.name):
+    # To Python, other digits than 0 to 9 are such too.
+    if not (name.isascii() and PARTITION_NAME.fullmatch(name)):
         problems.append(f"{partition}: is no partition (YYYYMMDD): VictoriaLogs would not start")
     for table in (DATADB, INDEXDB):
         directory = partition / table
@@ -107,8 +108,8 @@ def summarize(
                 metadata = _part_metadata(part)
                 if table == DATADB:
                     rows += _number(part, metadata, "RowsCount")
-                    oldest.append(_number(part, metadata, "MinTimestamp"))
-                    newest.append(_number(part, metadata, "MaxTimestamp"))
+                    oldest.append(_number(part, metadata, "MinTimestamp", -LARGEST_NUMBER))
+                    newest.append(_number(part, metadata, "MaxTimestamp", -LARGEST_NUMBER))
                     _check_size(
                         part,
                         _number(part, metadata, "CompressedSizeBytes"),
@@ -143,9 +144,9 @@ def _part_metadata(part: Path) -> dict[str, object]:
     return metadata
 
 
-def _number(part: Path, metadata: dict[str, object], key: str) -> int:
+def _number(part: Path, metadata: dict[str, object], key: str, smallest: int = 0) -> int:
     value = metadata.get(key)
-    if type(value) is not int or abs(value) > LARGEST_NUMBER:
+    if type(value) is not int or not smallest <= value <= LARGEST_NUMBER:
         raise InvalidCopy(f"{part / PART_METADATA}: has no number {key}")
     return value
 
@@ -178,6 +179,9 @@ def _listed_parts(directory: Path) -> list[str]:
     for name in names:
         if not is_part_name(name):
             raise InvalidCopy(f"{path}: lists {name!r}, which is no part name")
+    if len(set(names)) != len(names):
+        # VictoriaLogs would serve its rows twice.
+        raise InvalidCopy(f"{path}: lists a part twice")
     return names
 
 
