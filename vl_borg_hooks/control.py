@@ -102,8 +102,12 @@ def clear_journal(target: Target, state: InstanceState) -> None:
 
     The guard then finds the journal when we end, and watches for as long as that may be.
     """
-    if not target.stop_is_open or target.service.starts_after_stop:
+    if not _stop_may_still_come(target):
         state.clear_journal()
+
+
+def _stop_may_still_come(target: Target) -> bool:
+    return target.stop_is_open and not target.service.starts_after_stop
 
 
 @contextlib.contextmanager
@@ -282,6 +286,8 @@ def describe_state(target: Target) -> str:
         running = lock.is_held(target.host, target.data_directory)
     except OperatorError:
         return "the state of VictoriaLogs is unknown"
+    if running and _stop_may_still_come(target):
+        return "VictoriaLogs is running, but was told to stop: see that it stays up"
     if running:
         return "VictoriaLogs is running"
     as_found = " as it was found" if target.found is State.STOPPED else ""

@@ -12,3 +12,11 @@ class PassResult:
     files: int
     bytes: int
     seconds: float
+
+    def after(self, earlier: PassResult) -> PassResult:
+        """Return what the two did together."""
+        return PassResult(
+            self.files + earlier.files,
+            self.bytes + earlier.bytes,
+            self.seconds + earlier.seconds,
+        )

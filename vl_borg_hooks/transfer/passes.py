@@ -2,25 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vl_borg_hooks.context import Backup, Restore
+from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.hosts import LocalHost
 from vl_borg_hooks.plugins import hookimpl
 from vl_borg_hooks.transfer import PassResult, rsync
+from vl_borg_hooks.victorialogs import changes, lock
 from vl_borg_hooks.victorialogs import freeze as links
-from vl_borg_hooks.victorialogs import lock
-from vl_borg_hooks.victorialogs.layout import NOT_COPIED
+from vl_borg_hooks.victorialogs.layout import NOT_COPIED, PARTITIONS
+
+# More bytes than VictoriaLogs writes of its own in the moment between two passes.
+MUCH_COPIED_BYTES = 16_000_000
 
 
 @hookimpl
 def warm_pass(backup: Backup) -> PassResult:
     """Copy what is there while VictoriaLogs runs; merges may take files away meanwhile."""
+    if not backup.on_one_filesystem:
+        return _warm(backup)
+    new = _new_here(backup)
+    if new is None:
+        return _warm(backup, linked=True)
+    # To look for something to link to takes rsync longer than all else: first that, for what is
+    # new, and then a look at everything, which is to find no more to copy.
+    first = _warm(backup, only=new, linked=True)
+    second = _warm(backup)
+    if second.bytes > MUCH_COPIED_BYTES:
+        # A merge has ended in between. This makes links of the copies.
+        third = _warm(backup, linked=True)
+        return third.after(second.after(first))
+    return second.after(first)
+
+
+def _new_here(backup: Backup) -> list[str] | None:
+    """Return what the staging copy lacks by the lists of parts; None where it has none yet."""
+    if backup.listing is None or not (backup.staging.data / PARTITIONS).is_dir():
+        return None
+    try:
+        here = changes.read(LocalHost(), str(backup.staging.data))
+    except OperatorError:
+        # Damaged: rsync mends it.
+        return None
+    missing = changes.delta(here, backup.listing)
+    return missing.copied if here.tables and missing else None
+
+
+def _warm(backup: Backup, *, only: Sequence[str] | None = None, linked: bool = False) -> PassResult:
     return rsync.copy(
         (backup.host, backup.data_directory),
         (LocalHost(), str(backup.staging.data)),
         name="warm pass",
         reporter=backup.reporter,
         exclude=NOT_COPIED,
-        linked_to=backup.data_directory if backup.on_one_filesystem else "",
+        only=only,
+        linked_to=backup.data_directory if linked else "",
         bwlimit=backup.instance.warm.bwlimit or "",
         idle=True,
         vanishing=True,

@@ -113,6 +113,8 @@ def copy(
             listed.write(b"".join(os.fsencode(path) + b"\0" for path in only))
             listed.flush()
             argv += [f"--files-from={listed.name}", "--from0"]
+            if vanishing:
+                argv.append("--ignore-missing-args")
         argv += ["--", *(host.rsync_location(path) for host, path in (source, destination))]
         try:
             completed = commands.run(

@@ -1,0 +1,127 @@
+"""The warm pass where the staging copy is on the data's own filesystem: links, and no copies."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support import make_data, make_part, make_partition, tree
+from vl_borg_hooks.config import Instance
+from vl_borg_hooks.context import Backup
+from vl_borg_hooks.hosts import LocalHost
+from vl_borg_hooks.services.systemd import Systemd, SystemdOptions
+from vl_borg_hooks.staging import StagingCopy
+from vl_borg_hooks.transfer import PassResult, passes
+from vl_borg_hooks.transfer.progress import Reporter
+from vl_borg_hooks.victorialogs import changes
+
+TABLE = "partitions/20261122/datadb"
+
+
+def say(message: str) -> None:
+    """Take what nobody reads."""
+
+
+@pytest.fixture
+def backup(tmp_path: Path) -> Backup:
+    data = make_data(tmp_path / "data")
+    paths = {"data_path": str(data), "staging_path": str(tmp_path / "staging")}
+    fields = {"name": "default", "service": {"systemd": "unused.service"}, **paths}
+    staging = StagingCopy(tmp_path / "staging")
+    staging.create()
+    return Backup(
+        instance=Instance.model_validate(fields),
+        host=LocalHost(),
+        service=Systemd(SystemdOptions(unit="unused.service"), LocalHost()),
+        reporter=Reporter("default", say=say),
+        config_path=tmp_path / "config.yaml",
+        staging=staging,
+    )
+
+
+def warm_pass(backup: Backup) -> PassResult:
+    backup.listing = changes.read(backup.host, backup.data_directory)
+    return passes.warm_pass(backup)
+
+
+def add_part(data: Path, name: str, *, rows: int = 50) -> None:
+    """Write a part and then list it, as VictoriaLogs does."""
+    make_part(data / TABLE / name, rows=rows, day=20261122)
+    listed = json.loads((data / TABLE / "parts.json").read_text())
+    new = data / TABLE / ".parts.json.new"
+    new.write_text(json.dumps([*listed, name]))
+    new.rename(data / TABLE / "parts.json")
+
+
+def copies(backup: Backup) -> list[str]:
+    """The files of parts that are in the staging copy a second time, and no link."""
+    data = Path(backup.data_directory)
+    return [
+        str(path.relative_to(backup.staging.data))
+        for path in sorted(backup.staging.data.glob("partitions/*/*/*/*"))
+        if not os.path.samefile(path, data / path.relative_to(backup.staging.data))
+    ]
+
+
+def assert_equal(backup: Backup) -> None:
+    data = tree(Path(backup.data_directory))
+    del data["flock.lock"]
+    assert tree(backup.staging.data) == data
+
+
+def test_a_first_pass_and_later_ones_make_links(backup: Backup) -> None:
+    data = Path(backup.data_directory)
+    warm_pass(backup)
+    assert copies(backup) == []
+    add_part(data, "18C0000000000001")
+    make_partition(data / "partitions" / "20261123")
+    shutil.rmtree(data / "partitions" / "20261121")
+    result = warm_pass(backup)
+    assert copies(backup) == []
+    assert_equal(backup)
+    assert warm_pass(backup).bytes == 0
+    # Only the lists are copied: they are replaced one day.
+    assert result.bytes < 1000
+
+
+def test_what_is_damaged_in_the_staging_copy_is_mended(backup: Backup) -> None:
+    warm_pass(backup)
+    staging = backup.staging.data
+    gone, stray = staging / TABLE / "18A0000000000000" / "index.bin", staging / TABLE / "stray"
+    gone.unlink()
+    stray.touch()
+    warm_pass(backup)
+    assert_equal(backup)
+    (staging / TABLE / "parts.json").unlink()
+    (staging / TABLE / "parts.json").write_text("no JSON")
+    shutil.rmtree(staging / "partitions/20261121")
+    warm_pass(backup)
+    assert copies(backup) == []
+    assert_equal(backup)
+
+
+def test_what_a_merge_made_between_two_passes_is_linked_in_the_end(
+    backup: Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm_pass(backup)
+    backup.listing = changes.read(backup.host, backup.data_directory)
+    add_part(Path(backup.data_directory), "18C0000000000001", rows=500)
+    monkeypatch.setattr(passes, "MUCH_COPIED_BYTES", 1000)
+    passes.warm_pass(backup)
+    assert copies(backup) == []
+    assert_equal(backup)
+
+
+def test_a_part_that_is_merged_away_before_the_pass_is_no_error(backup: Backup) -> None:
+    data = Path(backup.data_directory)
+    warm_pass(backup)
+    add_part(data, "18C0000000000001")
+    backup.listing = changes.read(backup.host, backup.data_directory)
+    shutil.rmtree(data / TABLE / "18C0000000000001")
+    (data / TABLE / "parts.json").write_text(json.dumps(["18A0000000000000", "18A0000000000001"]))
+    passes.warm_pass(backup)
+    assert_equal(backup)
