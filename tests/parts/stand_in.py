@@ -42,6 +42,7 @@ FLAGS = {
     "futureRetention": "2d",
     "inmemoryDataFlushInterval": "5s",
     "retention.maxDiskSpaceUsageBytes": "0",
+    "retention.maxDiskUsagePercent": "0",
     "storage.minFreeDiskSpaceBytes": "10000000",
     "version": "false",
 }

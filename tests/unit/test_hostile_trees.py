@@ -579,6 +579,14 @@ MANIFEST_STEPS = (
         st.sampled_from([None, *Partition.model_fields]),
         st.sampled_from(["../../x", "/etc", "", "x\ny", 1, -1]) | HUGE,
     )
+    | st.builds(
+        # What verify shows of a sound copy.
+        Step,
+        st.just("manifest"),
+        PLACES,
+        st.sampled_from(["rows", "files", "bytes", "instance", "created"]),
+        st.sampled_from([0, 1, 43, "x", "x\ny", "\x1b[2J", "\ud800"]) | HUGE,
+    )
     | st.just(Step("manifest", name="linked", value=True))
 )
 OTHER_STEPS = (
