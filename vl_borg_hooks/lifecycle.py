@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from pluggy import HookRelay
 
-from vl_borg_hooks import control, guard, plugins
+from vl_borg_hooks import control, guard, known, plugins
 from vl_borg_hooks.borgmatic import calling_process
 from vl_borg_hooks.config import OptionsError
 from vl_borg_hooks.context import Backup, Target
 from vl_borg_hooks.errors import Busy, OperatorError, unexpected
 from vl_borg_hooks.hosts import Host, LocalHost, SshHost
+from vl_borg_hooks.known import Known
 from vl_borg_hooks.services import ServiceManager, State
 from vl_borg_hooks.signals import Interrupted
 from vl_borg_hooks.staging import StagingCopy
@@ -90,12 +91,15 @@ def _back_up_one(hook: HookRelay, backup: Backup, state: InstanceState) -> None:
     try:
         with explained(backup):
             backup.staging.create()
+            backup.known = Known.of(backup.staging, state.directory)
             backup.staging.unpublish()
             try:
                 _copy(hook, backup, state)
             finally:
                 Swap(backup.host, backup.data_directory).discard_leftovers()
             manifest = hook.publish(backup=backup)
+            if backup.changed is not None:
+                known.keep(state.directory, manifest.inventory_sha256, backup.changed)
         backup.reporter.say(
             f"published: {manifest.rows} rows, {manifest.files} files, "
             f"{human_bytes(manifest.bytes)}; {_downtime(backup)}"

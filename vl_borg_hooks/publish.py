@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 
 from vl_borg_hooks import verify
@@ -9,7 +11,7 @@ from vl_borg_hooks.context import Backup
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.hosts import LocalHost
 from vl_borg_hooks.plugins import hookimpl
-from vl_borg_hooks.staging import Manifest, walk
+from vl_borg_hooks.staging import Directory, Manifest, walk
 from vl_borg_hooks.victorialogs import parts
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
 
@@ -25,9 +27,13 @@ def publish_copy(backup: Backup) -> Manifest:
     for stray in list(parts.stray_parts(staging.data)):
         LocalHost().remove_tree(str(stray))
     sizes: dict[str, int] = {}
-    totals = staging.write_inventory(verify.noting(walk(staging.data, linked=True), sizes))
+    changed = array("q")
+    present = walk(staging.data, linked=True, known=backup.known)
+    present = _noting(present, changed, tells=not backup.on_one_filesystem)
+    totals = staging.write_inventory(verify.noting(present, sizes))
     problems: list[str] = []
-    partitions = verify.partitions(staging.data, problems, sizes)
+    known = backup.known.partitions() if backup.known else {}
+    partitions = verify.partitions(staging.data, problems, sizes, known)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise InvalidCopy(
@@ -54,7 +60,17 @@ def publish_copy(backup: Backup) -> Manifest:
         inventory_sha256=totals.sha256,
     )
     staging.publish(manifest)
+    backup.changed = changed
     return manifest
+
+
+def _noting(
+    directories: Iterable[Directory], changed: array[int], *, tells: bool
+) -> Iterator[Directory]:
+    """Yield `directories` as they are, noting when each has `changed` where that `tells` all."""
+    for directory in directories:
+        changed.append(directory.changed if tells else 0)
+        yield directory
 
 
 def _server_version(backup: Backup) -> str:

@@ -15,16 +15,20 @@ import hashlib
 import json
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from vl_borg_hooks import __version__, files
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.victorialogs.parts import is_part_name
+
+if TYPE_CHECKING:
+    from vl_borg_hooks.known import Known
 
 FORMAT: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -36,6 +40,9 @@ LARGEST_MANIFEST = 16 << 20
 LARGEST_INVENTORY_LINE = 16 << 20
 # VictoriaLogs nests four deep: partitions/YYYYMMDD/datadb/PART.
 DEEPEST = 16
+# The kernel stamps files with the time of its last tick, and some filesystems in whole seconds: a
+# directory that changed this shortly before it was looked at may change again and keep its time.
+TOO_YOUNG_NANOSECONDS = 2_000_000_000
 # Where an extraction may have put a copy below the directory that the operator names.
 SEARCHED_DIRECTORIES = 10_000
 # More than any disk holds of anything, and a number that is printed, summed and compared safely.
@@ -102,6 +109,9 @@ class Directory:
 
     path: str
     files: dict[str, int]
+    # When it last changed, in nanoseconds since 1970, where that tells whether it has changed
+    # since: 0 for one that has others in it, or that changed only just now.
+    changed: int = field(default=0, compare=False)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -178,13 +188,16 @@ class StagingCopy:
         digest = hashlib.sha256()
         count = size = 0
         try:
-            with open(self.inventory_path, "wb", opener=files.private) as inventory:
+            # Under another name: the last one is read meanwhile.
+            new = self.inventory_path.with_name(f".{INVENTORY}.new")
+            with open(new, "wb", opener=files.private) as inventory:
                 for directory in walk(self.data) if directories is None else directories:
                     line = json.dumps([directory.path, directory.files]).encode() + b"\n"
                     inventory.write(line)
                     digest.update(line)
                     count += len(directory.files)
                     size += sum(directory.files.values())
+            os.replace(new, self.inventory_path)
         except OSError as error:
             raise OperatorError(
                 f"could not write {self.inventory_path}: {error.strerror}"
@@ -225,21 +238,28 @@ class StagingCopy:
         return Directory(path, sizes)
 
 
-def walk(root: Path, *, linked: bool = False) -> Iterator[Directory]:
+def walk(root: Path, *, linked: bool = False, known: Known | None = None) -> Iterator[Directory]:
     """Yield every directory below `root` and itself, in a fixed order, following no link.
+
+    What is `known` and has not changed since is taken from there.
 
     Raises InvalidCopy for links, devices, FIFOs and sockets, for names that no terminal shows as
     they are, for a tree deeper than any of VictoriaLogs', and, unless it may be `linked`, for hard
     links to what lies outside of `root`.
     """
     links: dict[tuple[int, int], list[Path]] = {}
-    pending = [""]
+    too_young = time.time_ns() - TOO_YOUNG_NANOSECONDS
+    pending = [("", 0)]
     while pending:
-        path = pending.pop()
+        path, changed = pending.pop()
+        before = known.find(path) if known else None
+        if before and before.changed == changed != 0:
+            yield before
+            continue
         if path.count("/") >= DEEPEST:
             raise InvalidCopy(f"{root / path}: is nested deeper than {DEEPEST} directories")
         sizes: dict[str, int] = {}
-        children: list[str] = []
+        children: list[tuple[str, int]] = []
         try:
             with os.scandir(root / path) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
@@ -247,7 +267,8 @@ def walk(root: Path, *, linked: bool = False) -> Iterator[Directory]:
                         raise InvalidCopy(f"{root / path / entry.name}: is no name in a copy")
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISDIR(status.st_mode):
-                        children.append(f"{path}/{entry.name}" if path else entry.name)
+                        child = f"{path}/{entry.name}" if path else entry.name
+                        children.append((child, status.st_ctime_ns))
                     elif stat.S_ISREG(status.st_mode):
                         sizes[entry.name] = status.st_size
                         if status.st_nlink > 1 and not linked:
@@ -256,7 +277,10 @@ def walk(root: Path, *, linked: bool = False) -> Iterator[Directory]:
                         raise InvalidCopy(f"{root / path / entry.name}: is no file or directory")
         except OSError as error:
             raise InvalidCopy(f"{root / path}: can't be read: {error.strerror}") from None
-        yield Directory(path, sizes)
+        if known and (before is None or before.files != sizes):
+            known.touch(path)
+        tells = not children and changed < too_young
+        yield Directory(path, sizes, changed if tells else 0)
         pending += reversed(children)
     for paths in links.values():
         raise InvalidCopy(f"{paths[0]}: is a hard link to a file outside of the copy")

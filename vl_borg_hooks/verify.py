@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from vl_borg_hooks.errors import InvalidCopy
 from vl_borg_hooks.staging import Directory, Manifest, Partition, StagingCopy, walk
@@ -81,28 +82,33 @@ def noting(directories: Iterable[Directory], sizes: dict[str, int]) -> Iterator[
 
 
 def partitions(
-    data: Path, problems: list[str], sizes: dict[str, int] | None = None
+    data: Path,
+    problems: list[str],
+    sizes: dict[str, int] | None = None,
+    known: Mapping[str, Partition] = MappingProxyType({}),
 ) -> list[Partition]:
     """Return what each partition in `data` holds, adding what is wrong with it to `problems`.
 
-    `sizes` are those that a walk has noted; without them, one is made.
+    `sizes` are those that a walk has noted; without them, one is made. What is `known` of a
+    partition is not read again.
     """
     if sizes is None:
         sizes = {}
         for _ in noting(walk(data, linked=True), sizes):
             pass
-    summaries = (
-        parts.summarize(data, name, sizes, problems) for name in parts.partition_names(data)
-    )
     return [
-        Partition(
-            name=summary.name,
-            rows=summary.rows,
-            min_timestamp=summary.min_timestamp,
-            max_timestamp=summary.max_timestamp,
-        )
-        for summary in summaries
+        known.get(name) or _partition(parts.summarize(data, name, sizes, problems))
+        for name in parts.partition_names(data)
     ]
+
+
+def _partition(summary: parts.PartitionSummary) -> Partition:
+    return Partition(
+        name=summary.name,
+        rows=summary.rows,
+        min_timestamp=summary.min_timestamp,
+        max_timestamp=summary.max_timestamp,
+    )
 
 
 def _compare_partitions(

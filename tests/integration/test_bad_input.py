@@ -25,6 +25,7 @@ from tests.support import (
     command_line,
     make_copy,
     make_data,
+    make_partition,
     publish,
     run_command_line,
     tree,
@@ -124,20 +125,20 @@ def the_line(done: subprocess.CompletedProcess[str], status: int = 1) -> str:
 RSYNC = """\
 #!/bin/sh
 case "$1" in --version) exec {real} --version ;; esac
-if [ -e {root}/warm ]; then
+if [ -e {root}/state/default/journal.json ] || [ -e {root}/found-stopped ]; then
     {final}
-else
-    : > {root}/warm
 fi
 exec {real} "$@"
 """
 
 
 def final_pass_does(site: Site, script: str) -> Mapping[str, str]:
-    """Return an environment in which the second rsync that copies runs `script` first."""
+    """Return an environment in which an rsync in the stop window runs `script` first.
+
+    Where there is none, since the server is found stopped, a file of that name says so.
+    """
     binaries = site.root / "bin"
     binaries.mkdir(exist_ok=True)
-    (site.root / "warm").unlink(missing_ok=True)
     content = RSYNC.format(real=shutil.which("rsync"), root=site.root, final=script)
     (binaries / "rsync").write_text(content)
     (binaries / "rsync").chmod(0o755)
@@ -491,9 +492,8 @@ def test_a_server_that_was_found_stopped_stays_stopped_though_the_run_is_killed(
     site: Site,
 ) -> None:
     site.server.stop()
-    # There is no warm pass: the first rsync is the final one.
+    (site.root / "found-stopped").touch()
     environment = final_pass_does(site, f": > {site.root}/blocked; exec sleep 50")
-    (site.root / "warm").touch()
     with subprocess.Popen(
         command_line("--config", site.config, "before-create"),
         env={**os.environ, **environment},
@@ -502,9 +502,37 @@ def test_a_server_that_was_found_stopped_stays_stopped_though_the_run_is_killed(
         wait_until((site.root / "blocked").exists, 30, "the final pass")
         process.kill()
     wait_until(lambda: not guards(site.config), 20, "the end of all processes")
+    (site.root / "found-stopped").unlink()
     assert not site.server.running
     assert not site.published
     site.backs_up()
+
+
+def test_whatever_happens_to_a_staging_copy_on_another_filesystem_is_mended(site: Site) -> None:
+    """What has not changed since the last backup is not looked at again: what has, is."""
+    if reason := SmallDisk.why_not():
+        pytest.fail(reason)
+    part = "partitions/20261121/datadb/18A0000000000000"
+    with SmallDisk(site.root / "other", 200 << 20) as disk:
+        staging = disk.path / "staging"
+        site.staging = StagingCopy(staging)
+        site.configure(staging_path=str(staging))
+        site.backs_up()
+        # A directory that changed a moment ago is not taken for one that will stay.
+        kept = site.root / "state" / "default" / "known"
+        before = kept.read_bytes()
+        while kept.read_bytes() == before:
+            site.backs_up()
+        os.truncate(staging / "data" / part / "index.bin", 3)
+        site.backs_up()
+        (staging / "data" / part / "values.bin0").unlink()
+        (staging / "data" / part / "stray").touch()
+        site.backs_up()
+        shutil.rmtree(staging / "data" / "partitions/20261121/indexdb")
+        make_partition(site.data / "partitions/20261123")
+        site.backs_up()
+        shutil.rmtree(site.data / "partitions/20261121")
+        site.backs_up()
 
 
 def test_recovering_where_there_is_nothing_to_recover_changes_nothing(site: Site) -> None:

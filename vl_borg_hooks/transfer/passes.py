@@ -27,13 +27,13 @@ def warm_pass(backup: Backup) -> PassResult:
         return _warm(backup, linked=True)
     # To look for something to link to takes rsync longer than all else: first that, for what is
     # new, and then a look at everything, which is to find no more to copy.
-    first = _warm(backup, only=new, linked=True)
-    second = _warm(backup)
-    if second.bytes > MUCH_COPIED_BYTES:
+    done = _warm(backup, only=new, linked=True) if new else PassResult(0, 0, 0)
+    everything = _warm(backup)
+    done = everything.after(done)
+    if everything.bytes > MUCH_COPIED_BYTES:
         # A merge has ended in between. This makes links of the copies.
-        third = _warm(backup, linked=True)
-        return third.after(second.after(first))
-    return second.after(first)
+        done = _warm(backup, linked=True).after(done)
+    return done
 
 
 def _new_here(backup: Backup) -> list[str] | None:

@@ -64,6 +64,15 @@ def stray_parts(data: Path) -> Iterator[Path]:
                         yield directory / entry
 
 
+def partition_of(path: str) -> str:
+    """Return the name of the partition that `path` is in, empty for none.
+
+    `path` is relative to the data directory.
+    """
+    names = path.split("/")
+    return names[1] if names[0] == PARTITIONS and len(names) > 1 else ""
+
+
 def counted_bytes(path: str, files: Mapping[str, int]) -> int | None:
     """Return what the `files` of the part at `path` add up to as its metadata counts them.
 
