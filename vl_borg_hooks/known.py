@@ -13,6 +13,7 @@ is as it was need not be read again.
 from __future__ import annotations
 
 import hashlib
+import json
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,14 +32,9 @@ _INT64 = "q"
 class Known:
     """The last published copy, asked for its directories in the order of a walk."""
 
-    def __init__(
-        self, manifest: Manifest, inventory: Iterator[Directory], changed: array[int]
-    ) -> None:
+    def __init__(self, manifest: Manifest, inventory: Iterator[Directory]) -> None:
         self._manifest = manifest
-        self._directories = (
-            Directory(listed.path, listed.files, moment)
-            for listed, moment in zip(inventory, changed, strict=False)
-        )
+        self._directories = inventory
         self._next = next(self._directories, None)
         self._touched: set[str] = set()
 
@@ -55,14 +51,15 @@ class Known:
                 return None
         except (InvalidCopy, OSError, ValueError):
             return None
-        return cls(manifest, copy.read_inventory(manifest.inventory_sha256), changed)
+        return cls(manifest, _read(copy.inventory_path, changed))
 
     def find(self, path: str) -> Directory | None:
         """Return directory `path` as it was then, None where there was none."""
-        key = Directory(path, {}).key
-        while self._next and self._next.key < key:
-            self.touch(self._next.path)
-            self._next = next(self._directories, None)
+        if self._next and self._next.path != path:
+            key = Directory(path, {}).key
+            while self._next and self._next.key < key:
+                self.touch(self._next.path)
+                self._next = next(self._directories, None)
         if self._next is None or self._next.path != path:
             return None
         found, self._next = self._next, next(self._directories, None)
@@ -82,6 +79,14 @@ class Known:
             for partition in self._manifest.partitions
             if partition.name not in self._touched
         }
+
+
+def _read(inventory: Path, changed: array[int]) -> Iterator[Directory]:
+    """Yield what `inventory` lists. By its checksum we have written it: nothing is checked again."""
+    with open(inventory, "rb", opener=files.regular) as lines:
+        for line, moment in zip(lines, changed, strict=False):
+            path, sizes = json.loads(line)
+            yield Directory(path, sizes, moment, line)
 
 
 def keep(state_directory: Path, inventory_sha256: str, changed: array[int]) -> None:

@@ -82,9 +82,9 @@ def missing_bytes(backup: Backup) -> int:
     listing = changes.read(backup.host, backup.data_directory)
     missing = 0
     for path, table in listing.tables.items():
-        staged = backup.staging.data / path
+        staged = set(backup.host.entries(f"{backup.staging.data}/{path}"))
         for part in table.parts:
-            if not (staged / part).is_dir():
+            if part not in staged:
                 missing += _size(f"{backup.data_directory}/{path}/{part}")
     return missing
 

@@ -18,6 +18,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -112,6 +113,8 @@ class Directory:
     # When it last changed, in nanoseconds since 1970, where that tells whether it has changed
     # since: 0 for one that has others in it, or that changed only just now.
     changed: int = field(default=0, compare=False)
+    # Its line in an inventory, where that is known.
+    line: bytes = field(default=b"", compare=False, repr=False)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -192,7 +195,7 @@ class StagingCopy:
             new = self.inventory_path.with_name(f".{INVENTORY}.new")
             with open(new, "wb", opener=files.private) as inventory:
                 for directory in walk(self.data) if directories is None else directories:
-                    line = json.dumps([directory.path, directory.files]).encode() + b"\n"
+                    line = directory.line or _inventory_line(directory)
                     inventory.write(line)
                     digest.update(line)
                     count += len(directory.files)
@@ -238,6 +241,10 @@ class StagingCopy:
         return Directory(path, sizes)
 
 
+def _inventory_line(directory: Directory) -> bytes:
+    return json.dumps([directory.path, directory.files]).encode() + b"\n"
+
+
 def walk(root: Path, *, linked: bool = False, known: Known | None = None) -> Iterator[Directory]:
     """Yield every directory below `root` and itself, in a fixed order, following no link.
 
@@ -261,8 +268,8 @@ def walk(root: Path, *, linked: bool = False, known: Known | None = None) -> Ite
         sizes: dict[str, int] = {}
         children: list[tuple[str, int]] = []
         try:
-            with os.scandir(root / path) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
+            with os.scandir(f"{root}/{path}") as entries:
+                for entry in sorted(entries, key=attrgetter("name")):
                     if not entry.name.isprintable():
                         raise InvalidCopy(f"{root / path / entry.name}: is no name in a copy")
                     status = entry.stat(follow_symlinks=False)

@@ -62,8 +62,8 @@ def test_parts_that_have_not_changed_are_not_looked_at(
     looked: list[str] = []
     scandir = os.scandir
 
-    def noting(path: Path) -> Any:
-        looked.append(str(path.relative_to(copy.data)))
+    def noting(path: str) -> Any:
+        looked.append(os.path.relpath(path, copy.data))
         return scandir(path)
 
     make_part(copy.data / "partitions/20261121/datadb/18C0", rows=3, day=20261121)
