@@ -1,0 +1,91 @@
+"""VictoriaLogs over HTTP: what it answers, and what is made of an answer that is none."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tests.parts.ports import free_port
+from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.victorialogs.http import Client
+
+METRICS = """\
+# of two tenants
+vl_storage_rows{type="inmemory"} 7
+vl_storage_rows{type="storage/small"} 1.2e+3
+vm_app_version{version="victoria-logs-v1.26.0-x", short_version="v1.26.0"} 1
+flag{name="retentionPeriod", value="4 \\"weeks\\"", is_set="true"} 1
+"""
+
+
+@contextmanager
+def serving(*, status: int = 200, body: str = "OK") -> Iterator[tuple[str, list[str]]]:
+    """Yield the address of a server that answers all alike, and what it was asked."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(f"{self.path} {self.headers.get('Authorization', '')}".strip())
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_healthy_is_who_says_ok() -> None:
+    with serving() as (url, _):
+        assert Client(f"{url}/").is_healthy()
+    with serving(body="starting") as (url, _):
+        assert not Client(url).is_healthy()
+    with serving(status=503) as (url, _):
+        assert not Client(url).is_healthy()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "no.such.host.invalid"])
+def test_nobody_who_listens_is_not_healthy_and_not_an_error(host: str) -> None:
+    assert not Client(f"http://{host}:{free_port()}").is_healthy()
+
+
+def test_credentials_go_with_every_request() -> None:
+    with serving() as (url, asked):
+        client = Client(url, ("operator", "secret"))
+        assert client.is_healthy()
+        client.flush()
+    token = "Basic b3BlcmF0b3I6c2VjcmV0"
+    assert asked == [f"/health {token}", f"/internal/force_flush {token}"]
+
+
+def test_a_refusal_says_what_was_asked_for() -> None:
+    refused = r"/internal/force_flush answered with HTTP Error 401"
+    with serving(status=401) as (url, _), pytest.raises(OperatorError, match=refused):
+        Client(url).flush()
+
+
+def test_metrics_tell_rows_version_and_flags() -> None:
+    with serving(body=METRICS) as (url, _):
+        client = Client(url)
+        assert client.stored_rows() == 1207
+        assert client.version() == "v1.26.0"
+        assert client.flag("retentionPeriod") == r"4 \"weeks\""
+        assert client.flag("unknown") == ""
+
+
+def test_who_has_no_rows_to_tell_of_is_no_victorialogs() -> None:
+    with serving(body="up 1\n") as (url, _):
+        with pytest.raises(OperatorError, match="no VictoriaLogs there"):
+            Client(url).stored_rows()
+        assert Client(url).version() == ""
