@@ -14,8 +14,9 @@ test: bootstrap ## run all tests, the style checks among them (PYTEST_ARGS for p
 bench: bootstrap ## measure beside everything else one could use (hours; needs root and 25 GB)
 	for name in stop_window whole_run million start_up; do \
 		.venv/bin/python benchmarks/$$name.py --workdir .cache/bench \
-			--json benchmarks/results/$$name.json || exit 1; \
+			--json benchmarks/results/$$(echo $$name | tr _ -).json || exit 1; \
 	done
+	.venv/bin/python benchmarks/chart.py
 
 lint: bootstrap ## run the style checks alone
 	.venv/bin/ruff check .

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import TALLY, Flow, Killer, leftovers
+from tests.faults.harness import NOT_REACHED, TALLY, Flow, Killer, leftovers
 from tests.parts.site import Site
 from tests.parts.systemd import Systemd
 from tests.setup.victoria_logs import Found
@@ -73,6 +73,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{times:5} {what}")
     kills = sum(times for what, times in TALLY.survived.items() if "KILL" in what)
     terminalreporter.write_line(
-        f"{sum(TALLY.survived.values())} faults survived, {kills} of them SIGKILL; "
+        f"{sum(TALLY.survived.values()) - TALLY.survived[NOT_REACHED]} faults survived, {kills} of them SIGKILL; "
         f"longest recovery {TALLY.longest:.2f} s ({TALLY.longest_at})"
     )

