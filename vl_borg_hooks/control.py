@@ -17,6 +17,8 @@ from vl_borg_hooks.state import InstanceState, Journal
 from vl_borg_hooks.victorialogs import lock
 
 POLL_SECONDS = 0.001
+# From some tenths of a second on, this share of the time that a start has taken is between two polls.
+POLL_SHARE = 0.005
 # A start that was refused or died at once is tried again this often, until start_timeout is over.
 RETRY_SECONDS = 2
 WATCH_POLL_SECONDS = 0.2
@@ -228,16 +230,21 @@ def _is_healthy_now(hook: HookRelay, target: Target) -> bool:
 def _becomes_healthy(
     hook: HookRelay, target: Target, deadline: float, complaints: list[str]
 ) -> bool:
-    """Ask until it is healthy or `deadline` has come; what the asking fails with is a complaint."""
+    """Ask until it is healthy or `deadline` has come; what the asking fails with is a complaint.
+
+    A server that takes long to start is asked less often, and has the processor to itself.
+    """
+    began = time.monotonic()
     while True:
         try:
             if hook.is_healthy(target=target):
                 return True
         except Exception as error:  # noqa: BLE001 - whoever can't tell says no
             complaints[:] = [str(error) or type(error).__name__]
-        if time.monotonic() >= deadline:
+        now = time.monotonic()
+        if now >= deadline:
             return False
-        time.sleep(POLL_SECONDS)
+        time.sleep(max(POLL_SECONDS, POLL_SHARE * (now - began)))
 
 
 def _start_failed(target: Target, complaints: list[str]) -> StartFailed:

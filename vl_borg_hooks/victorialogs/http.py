@@ -29,8 +29,6 @@ class Client:
         if credentials:
             token = base64.b64encode(":".join(credentials).encode()).decode("ascii")
             self._headers["Authorization"] = f"Basic {token}"
-        # A proxy from the environment has no business between us and a server that we manage.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def is_healthy(self) -> bool:
         """Tell whether `GET /health` answers OK."""
@@ -99,7 +97,9 @@ class Client:
         try:
             # The config takes http: and https: only.
             request = urllib.request.Request(self.url + path, headers=self._headers)  # noqa: S310
-            with self._opener.open(request, timeout=REQUEST_SECONDS) as response:
+            # A proxy from the environment has no business between us and a server that we manage.
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with opener.open(request, timeout=REQUEST_SECONDS) as response:
                 body: bytes = response.read()
         except urllib.error.HTTPError as error:
             raise OperatorError(f"{self.url}{path} answered with {error}") from None
