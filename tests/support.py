@@ -128,6 +128,16 @@ def publish(copy: StagingCopy, *, instance: str = "default") -> Manifest:
     return manifest
 
 
+def encoded(value: object) -> bytes:
+    """Return `value` as JSON; an integer that Python would not print stays one."""
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        return json.dumps(value).encode()
+    finally:
+        sys.set_int_max_str_digits(before)
+
+
 def tree(root: Path) -> dict[str, tuple[str, object]]:
     """Return all that is below `root` by relative path: its kind, and its content or target."""
     found: dict[str, tuple[str, object]] = {}

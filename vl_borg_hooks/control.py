@@ -66,8 +66,9 @@ def stop_window(
     try:
         hook.before_stop(target=target)
         guard.arm(target)
-        state.note(Journal(command, found_running=True))
+        # Before anything is owed: a server that hangs may take its time to answer.
         _flush(target)
+        state.note(Journal(command, found_running=True))
         failed: BaseException | None = None
         try:
             target.stopped_at = time.monotonic()

@@ -17,7 +17,6 @@ import shutil
 import signal
 import stat
 import struct
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.support import make_copy
+from tests.support import encoded, make_copy
 from vl_borg_hooks import cli, verify
 from vl_borg_hooks.errors import InvalidCopy, OperatorError, printable
 from vl_borg_hooks.staging import DEEPEST, Manifest, Partition, StagingCopy, find_copies, walk
@@ -443,16 +442,6 @@ def forge(copy: StagingCopy) -> None:
             fields["rows"] = sum(partition.rows for partition in found)
         copy.inventory_path.write_bytes(content)
         copy.manifest_path.write_bytes(encoded(fields))
-
-
-def encoded(value: object) -> bytes:
-    """Return `value` as JSON; an integer that Python would not print stays one."""
-    before = sys.get_int_max_str_digits()
-    sys.set_int_max_str_digits(0)
-    try:
-        return json.dumps(value).encode()
-    finally:
-        sys.set_int_max_str_digits(before)
 
 
 # Looking at a tree as the command line does, and as a restore does.

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import make_copy, make_part, make_partition, publish
+from tests.support import encoded, make_copy, make_part, make_partition, publish
 from vl_borg_hooks import cli
 from vl_borg_hooks.staging import DEEPEST, Manifest, StagingCopy
 from vl_borg_hooks.verify import LISTED_PROBLEMS, verify
@@ -594,18 +594,6 @@ JSON: Any = st.recursive(
     ),
     max_leaves=10,
 )
-
-
-def encoded(value: object) -> bytes:
-    """Return `value` as JSON; an integer that Python would not print stays one."""
-    import sys
-
-    before = sys.get_int_max_str_digits()
-    sys.set_int_max_str_digits(0)
-    try:
-        return json.dumps(value).encode()
-    finally:
-        sys.set_int_max_str_digits(before)
 
 
 CONTENT = st.binary() | JSON.map(encoded)
