@@ -14,6 +14,7 @@ import ctypes
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,8 @@ class Cost:
     """What one run cost, and what it said."""
 
     seconds: float
+    # Of all of its processes, which wall time on a busy machine or a noisy disk does not tell.
+    processor_seconds: float
     bytes_read: int
     bytes_written: int
     # Of the program's own process only, at its highest.
@@ -84,7 +87,7 @@ class _Peak(threading.Thread):
 
 def main(result: str, *argv: str) -> int:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    before = _io()
+    before, processor = _io(), _processor_seconds()
     started = time.monotonic()
     child = subprocess.Popen(argv)
     peak = _Peak(child.pid)
@@ -99,6 +102,7 @@ def main(result: str, *argv: str) -> int:
     after = _io()
     cost = Cost(
         seconds=seconds,
+        processor_seconds=_processor_seconds() - processor,
         bytes_read=after["read_bytes"] - before["read_bytes"],
         bytes_written=after["write_bytes"] - before["write_bytes"],
         peak_bytes=peak.bytes,
@@ -113,6 +117,12 @@ def main(result: str, *argv: str) -> int:
 def _io() -> dict[str, int]:
     lines = Path("/proc/self/io").read_text().splitlines()
     return {name: int(value) for name, _, value in (line.partition(": ") for line in lines)}
+
+
+def _processor_seconds() -> float:
+    """Return what all children that were waited for have used, and theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

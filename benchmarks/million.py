@@ -27,6 +27,7 @@ OTHER_BYTES = 24 << 30
 PLACES = {"same": "same filesystem", "other": "another filesystem"}
 OURS, PLAIN = "ours", "plain"
 FIRST, SECOND = "first", "nothing changed"
+PROCESSOR = "processor_seconds"
 
 
 @final
@@ -63,10 +64,10 @@ class Million:
             memory = f"peak {cost.peak_bytes / 1e6:.0f} MB"
             common.progress(f"{run}: {way}: {cost.seconds:.1f} s, {memory}")
 
-    def ratios(self, run: str) -> list[float]:
+    def ratios(self, run: str, name: str = "seconds") -> list[float]:
         """Pair by pair."""
         pairs = zip(self.costs[run][OURS], self.costs[run][PLAIN], strict=True)
-        return [ours.seconds / plain.seconds for ours, plain in pairs]
+        return [getattr(ours, name) / getattr(plain, name) for ours, plain in pairs]
 
     def lines(self, where: str) -> list[list[str]]:
         return [
@@ -76,6 +77,9 @@ class Million:
                 common.spread([cost.seconds for cost in costs[OURS]]),
                 common.spread([cost.seconds for cost in costs[PLAIN]]),
                 common.spread(self.ratios(run)),
+                common.spread([cost.processor_seconds for cost in costs[OURS]]),
+                common.spread([cost.processor_seconds for cost in costs[PLAIN]]),
+                common.spread(self.ratios(run, PROCESSOR)),
                 common.spread([cost.peak_bytes / 1e6 for cost in costs[OURS]], 1),
             ]
             for run, costs in self.costs.items()
@@ -87,6 +91,13 @@ class Million:
                 "seconds": common.summary([cost.seconds for cost in costs[OURS]]),
                 "rsync_seconds": common.summary([cost.seconds for cost in costs[PLAIN]]),
                 "ratio_to_rsync": common.summary(self.ratios(run)),
+                "processor_seconds": common.summary(
+                    [cost.processor_seconds for cost in costs[OURS]]
+                ),
+                "rsync_processor_seconds": common.summary(
+                    [cost.processor_seconds for cost in costs[PLAIN]]
+                ),
+                "processor_ratio_to_rsync": common.summary(self.ratios(run, PROCESSOR)),
                 "peak_bytes": common.summary([cost.peak_bytes for cost in costs[OURS]]),
                 "log": [cost.output.splitlines() for cost in costs[OURS]],
             }
@@ -119,7 +130,8 @@ def main() -> None:
                 measured[where] = million
         shutil.rmtree(root)
     title = f"{tree.files:,} files in {tree.partitions:,} partitions"
-    head = ["staging", "run", "before-create, s", "rsync -a --delete, s", "ratio", "our peak, MB"]
+    head = ["staging", "run", "before-create, s", "rsync -a --delete, s", "ratio"]
+    head += ["before-create, processor s", "rsync, processor s", "ratio", "our peak, MB"]
     lines = [line for where, million in measured.items() for line in million.lines(where)]
     results = {**tree.as_json(), **{where: made.as_json() for where, made in measured.items()}}
     table = common.table(head, lines)

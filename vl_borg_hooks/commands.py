@@ -97,7 +97,7 @@ def run(
         if pipe:
             pipe.close()
         if idle:
-            _make_idle(process.pid)
+            make_idle(process.pid)
         try:
             exit_status = _exit_status(process, timeout)
         except BaseException:
@@ -131,8 +131,8 @@ def _encodable(words: Sequence[str]) -> tuple[list[str], str]:
     return list(words), "utf-8"
 
 
-def _make_idle(pid: int) -> None:
-    """Put process `pid` behind all others; where the kernel refuses, it runs as any other."""
+def make_idle(pid: int) -> None:
+    """Put process or thread `pid` behind all others; if the kernel refuses, it runs as any other."""
     import psutil
 
     with contextlib.suppress(psutil.Error, OSError):

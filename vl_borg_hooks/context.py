@@ -15,10 +15,8 @@ from vl_borg_hooks.victorialogs.http import Client
 from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
 
 if TYPE_CHECKING:
-    from array import array
-
     from vl_borg_hooks.config import Instance
-    from vl_borg_hooks.known import Known
+    from vl_borg_hooks.known import Known, Notes
     from vl_borg_hooks.transfer import PassResult
     from vl_borg_hooks.transfer.progress import Reporter
     from vl_borg_hooks.victorialogs.changes import Delta, Listing
@@ -82,10 +80,14 @@ class Backup(Target):
     # Whether hard links can be made on the data's filesystem, and whether they have been made.
     can_freeze: bool = False
     is_frozen: bool = False
-    # What the last published copy held, None where that is not known; and when each directory of
-    # this one has changed, as publish notes it.
+    # What the last published copy held, None where that is not known; and what publish notes of
+    # this one for the next run.
     known: Known | None = None
-    changed: array[int] | None = None
+    # Whether it was found to be all as it was then, so that only what is new has to be copied; and
+    # when all of it was last compared with the data, in seconds since 1970.
+    is_as_published: bool = False
+    compared: float = 0
+    notes: Notes | None = None
 
     @property
     def frozen(self) -> str:

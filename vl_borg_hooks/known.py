@@ -5,37 +5,79 @@ its lines, when that directory last changed by its ctime, which nobody can set b
 made, removed or replaced, as rsync replaces files, changes it. A million files are some 80,000
 directories.
 
-Where files are shared with the data, as hard links, each is looked at all the same: one that is
-damaged there is damaged here too, and nothing else shows that. Only VictoriaLogs' metadata of what
-is as it was need not be read again.
+The files are looked at once in every run all the same, since one that is damaged where it lies
+changes no directory, and one that is shared with the data, as a hard link, can be damaged there. That
+is done before the warm pass, which then has only to copy what is new, by VictoriaLogs' lists of parts.
+rsync would look at each file twice: here and in the data.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import final
 
-from vl_borg_hooks import files
+from vl_borg_hooks import commands, files
 from vl_borg_hooks.errors import InvalidCopy
-from vl_borg_hooks.staging import Directory, Manifest, Partition, StagingCopy
+from vl_borg_hooks.staging import Directory, Manifest, Partition, StagingCopy, Sums
 from vl_borg_hooks.victorialogs.parts import partition_of
 
-# Below an instance's state directory: the checksum of the inventory, and a number for each line.
+# Below an instance's state directory: the checksum of the inventory, when the copy was last compared
+# with the data, and a note for each line.
 KNOWN = "known"
 CHUNK_BYTES = 1 << 20
 _INT64 = "q"
+# A note: when the directory changed, and its sums, of which the last may be none.
+_NUMBERS = 4
+_NONE = -1
 
 
+@final
+class Notes:
+    """What is kept of a copy that is being published."""
+
+    def __init__(self) -> None:
+        self._numbers = array(_INT64)
+
+    def taking(self, directories: Iterable[Directory]) -> Iterator[Directory]:
+        """Yield `directories` as they are, with a note of each."""
+        for directory in directories:
+            count, size, counted = directory.sums
+            note = (directory.changed, count, size, _NONE if counted is None else counted)
+            self._numbers.extend(note)
+            yield directory
+
+    def keep(self, state_directory: Path, inventory_sha256: str, compared: float) -> None:
+        """Keep the notes for the next run; raises OperatorError.
+
+        `compared` is when all of the copy was last compared with the data: seconds since 1970.
+        """
+        header = f"{inventory_sha256} {int(compared)}\n".encode()
+        files.write_atomically(state_directory / KNOWN, header + self._numbers.tobytes())
+
+
+@final
 class Known:
     """The last published copy, asked for its directories in the order of a walk."""
 
-    def __init__(self, manifest: Manifest, inventory: Iterator[Directory]) -> None:
+    def __init__(
+        self, copy: StagingCopy, manifest: Manifest, numbers: array[int], compared: int
+    ) -> None:
+        # When all of it was last compared with the data, in seconds since 1970.
+        self.compared = compared
+        self._copy = copy
         self._manifest = manifest
-        self._directories = inventory
-        self._next = next(self._directories, None)
+        self._numbers = numbers
+        # Which directories' files were found as they were in this run.
+        self._seen = bytearray(len(numbers) // _NUMBERS)
+        self._directories: Iterator[Directory] | None = None
+        self._next: Directory | None = None
         self._touched: set[str] = set()
 
     @classmethod
@@ -43,18 +85,57 @@ class Known:
         """Return what is known of `copy`, None where that is nothing or can't be trusted."""
         try:
             manifest = copy.manifest()
-            checksum, _, content = (state_directory / KNOWN).read_bytes().partition(b"\n")
-            changed = array(_INT64)
-            changed.frombytes(content)
+            header, _, content = (state_directory / KNOWN).read_bytes().partition(b"\n")
+            checksum, compared = header.split()
+            numbers = array(_INT64)
+            numbers.frombytes(content)
             expected = manifest.inventory_sha256.encode()
             if not checksum == _checksum(copy.inventory_path) == expected:
                 return None
         except (InvalidCopy, OSError, ValueError):
             return None
-        return cls(manifest, _read(copy.inventory_path, changed))
+        totals = sum(numbers[1::_NUMBERS]), sum(numbers[2::_NUMBERS])
+        if len(numbers) % _NUMBERS or totals != (manifest.files, manifest.bytes):
+            return None
+        return cls(copy, manifest, numbers, int(compared))
+
+    def look(self) -> bool:
+        """Look at every file, and tell whether all is as it was published.
+
+        When nobody else wants the processor or the disk, in a thread of its own: one that was made
+        idle stays so.
+        """
+        found: list[bool] = []
+        ended = threading.Event()
+        looking = threading.Thread(
+            target=lambda: found.append(self._look(ended)), name="look", daemon=True
+        )
+        looking.start()
+        try:
+            looking.join()
+        finally:
+            ended.set()
+        return found == [True]
+
+    def _look(self, ended: threading.Event) -> bool:
+        commands.make_idle(threading.get_native_id())
+        listed = directories = 0
+        for number, directory in enumerate(self._read()):
+            if ended.is_set():
+                break
+            listed += 1
+            with contextlib.suppress(OSError):
+                sizes, inner = _look_into(f"{self._copy.data}/{directory.path}")
+                self._seen[number] = sizes == directory.files
+                directories += inner
+        # All that are listed are there. As many, but for the top one, means that no others are.
+        return all(self._seen) and directories == listed - 1
 
     def find(self, path: str) -> Directory | None:
         """Return directory `path` as it was then, None where there was none."""
+        if self._directories is None:
+            self._directories = self._read()
+            self._next = next(self._directories, None)
         if self._next and self._next.path != path:
             key = Directory(path, {}).key
             while self._next and self._next.key < key:
@@ -71,7 +152,7 @@ class Known:
 
     def partitions(self) -> dict[str, Partition]:
         """Return, after the walk, the partitions by name that are as they were then."""
-        while self._next:
+        while self._directories and self._next:
             self.touch(self._next.path)
             self._next = next(self._directories, None)
         return {
@@ -80,19 +161,35 @@ class Known:
             if partition.name not in self._touched
         }
 
+    def _read(self) -> Iterator[Directory]:
+        """Yield what the inventory lists. By its checksum we have written it: it is not checked.
 
-def _read(inventory: Path, changed: array[int]) -> Iterator[Directory]:
-    """Yield what `inventory` lists. By its checksum we have written it: nothing is checked again."""
-    with open(inventory, "rb", opener=files.regular) as lines:
-        for line, moment in zip(lines, changed, strict=False):
-            path, sizes = json.loads(line)
-            yield Directory(path, sizes, moment, line)
+        Those that were not seen yet come as if nobody knew when they changed.
+        """
+        notes = zip(*[iter(self._numbers)] * _NUMBERS, strict=True)
+        decoder = json.JSONDecoder()
+        with open(self._copy.inventory_path, "rb", opener=files.regular) as lines:
+            for number, (line, note) in enumerate(zip(lines, notes, strict=False)):
+                changed, count, size, counted = note
+                # Without the files, which hardly anybody asks for.
+                path, _ = decoder.raw_decode(line.decode(), 1)
+                if not self._seen[number]:
+                    changed = 0
+                sums = Sums(count, size, None if counted == _NONE else counted)
+                yield Directory(path, changed=changed, line=line, sums=sums)
 
 
-def keep(state_directory: Path, inventory_sha256: str, changed: array[int]) -> None:
-    """Keep when each directory of the inventory last changed; raises OperatorError."""
-    content = inventory_sha256.encode() + b"\n" + changed.tobytes()
-    files.write_atomically(state_directory / KNOWN, content)
+def _look_into(directory: str) -> tuple[dict[str, int], int]:
+    """Return the size of each file in `directory`, and how many directories are in it."""
+    sizes: dict[str, int] = {}
+    directories = 0
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                directories += 1
+            else:
+                sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
+    return sizes, directories
 
 
 def _checksum(path: Path) -> bytes:

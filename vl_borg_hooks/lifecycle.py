@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pluggy import HookRelay
 
-from vl_borg_hooks import control, guard, known, plugins
+from vl_borg_hooks import control, guard, plugins
 from vl_borg_hooks.borgmatic import calling_process
 from vl_borg_hooks.config import OptionsError
 from vl_borg_hooks.context import Backup, Target
@@ -37,6 +38,8 @@ Say = Callable[[str], None]
 # copied more than this and less than half of the one before: it then has less to copy again.
 ENOUGH_BYTES = 16_000_000
 MOST_WARM_PASSES = 5
+# How long a copy is only added to before all of it is compared with the data again: a week.
+COMPARED_SECONDS = 7 * 24 * 3600
 
 
 def back_up(
@@ -98,8 +101,8 @@ def _back_up_one(hook: HookRelay, backup: Backup, state: InstanceState) -> None:
             finally:
                 Swap(backup.host, backup.data_directory).discard_leftovers()
             manifest = hook.publish(backup=backup)
-            if backup.changed is not None:
-                known.keep(state.directory, manifest.inventory_sha256, backup.changed)
+            if backup.notes is not None:
+                backup.notes.keep(state.directory, manifest.inventory_sha256, backup.compared)
         backup.reporter.say(
             f"published: {manifest.rows} rows, {manifest.files} files, "
             f"{human_bytes(manifest.bytes)}; {_downtime(backup)}"
@@ -119,6 +122,8 @@ def _copy(hook: HookRelay, backup: Backup, state: InstanceState) -> None:
             backup.final = hook.final_pass(backup=backup)
         return
     _prepare_freezing(backup)
+    if backup.known:
+        _look_at_copy(backup, backup.known)
     _warm_up(hook, backup)
     with control.stop_window(hook, backup, state, "before-create"):
         if backup.listing is not None:
@@ -145,6 +150,19 @@ def _prepare_freezing(backup: Backup) -> None:
             f"no hard links can be made in {backup.instance.data_path}, as final_pass: frozen wants",
             hint="say final_pass: auto, or let this user write there",
         )
+
+
+def _look_at_copy(backup: Backup, known: Known) -> None:
+    """Find out whether the last copy is still what was published: then it need not be compared."""
+    started = time.monotonic()
+    backup.is_as_published = known.look()
+    seconds = time.monotonic() - started
+    found = "is as it was published" if backup.is_as_published else "has changed since"
+    backup.reporter.say(f"the last copy {found}: looked at in {seconds:.2f} s")
+    backup.compared = known.compared
+    # Of files in the data that anybody but VictoriaLogs has changed, only that tells.
+    if not 0 <= time.time() - known.compared < COMPARED_SECONDS:
+        backup.is_as_published = False
 
 
 def _warm_up(hook: HookRelay, backup: Backup) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 
 from vl_borg_hooks import verify
 from vl_borg_hooks.context import Backup
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.hosts import LocalHost
+from vl_borg_hooks.known import Notes
 from vl_borg_hooks.plugins import hookimpl
-from vl_borg_hooks.staging import Directory, Manifest, walk
+from vl_borg_hooks.staging import Manifest, walk
 from vl_borg_hooks.victorialogs import parts
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
 
@@ -27,13 +26,12 @@ def publish_copy(backup: Backup) -> Manifest:
     for stray in list(parts.stray_parts(staging.data)):
         LocalHost().remove_tree(str(stray))
     sizes: dict[str, int] = {}
-    changed = array("q")
-    present = walk(staging.data, linked=True, known=backup.known)
-    present = _noting(present, changed, tells=not backup.on_one_filesystem)
+    notes = Notes()
+    present = notes.taking(walk(staging.data, linked=True, known=backup.known))
     totals = staging.write_inventory(verify.noting(present, sizes))
     problems: list[str] = []
-    known = backup.known.partitions() if backup.known else {}
-    partitions = verify.partitions(staging.data, problems, sizes, known)
+    unchanged = backup.known.partitions() if backup.known else {}
+    partitions = verify.partitions(staging.data, problems, sizes, unchanged)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise InvalidCopy(
@@ -60,17 +58,8 @@ def publish_copy(backup: Backup) -> Manifest:
         inventory_sha256=totals.sha256,
     )
     staging.publish(manifest)
-    backup.changed = changed
+    backup.notes = notes
     return manifest
-
-
-def _noting(
-    directories: Iterable[Directory], changed: array[int], *, tells: bool
-) -> Iterator[Directory]:
-    """Yield `directories` as they are, noting when each has `changed` where that `tells` all."""
-    for directory in directories:
-        changed.append(directory.changed if tells else 0)
-        yield directory
 
 
 def _server_version(backup: Backup) -> str:

@@ -17,16 +17,16 @@ import os
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from vl_borg_hooks import __version__, files
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
-from vl_borg_hooks.victorialogs.parts import is_part_name
+from vl_borg_hooks.victorialogs.parts import counted_bytes, is_part_name
 
 if TYPE_CHECKING:
     from vl_borg_hooks.known import Known
@@ -104,17 +104,61 @@ class Manifest(BaseModel):
     inventory_sha256: str
 
 
-@dataclass(frozen=True)
-class Directory:
-    """The files of one directory of a mirror: size in bytes by name. `path` is relative to it."""
+class Sums(NamedTuple):
+    """What the files of a directory add up to."""
 
-    path: str
-    files: dict[str, int]
-    # When it last changed, in nanoseconds since 1970, where that tells whether it has changed
-    # since: 0 for one that has others in it, or that changed only just now.
-    changed: int = field(default=0, compare=False)
-    # Its line in an inventory, where that is known.
-    line: bytes = field(default=b"", compare=False, repr=False)
+    files: int
+    bytes: int
+    # What VictoriaLogs' metadata counts of a part; None for other directories.
+    counted: int | None
+
+
+@final
+class Directory:
+    """One directory of a mirror, as a walk finds it or as a line of an inventory has it."""
+
+    __slots__ = ("_files", "_line", "_sums", "changed", "path")
+
+    def __init__(
+        self,
+        path: str,
+        files: dict[str, int] | None = None,
+        *,
+        changed: int = 0,
+        line: bytes = b"",
+        sums: Sums | None = None,
+    ) -> None:
+        """Take `files`, the size in bytes by name, or the `line` that lists them.
+
+        `path` is relative to the mirror.
+        """
+        self.path = path
+        # When it last changed, in nanoseconds since 1970, where that tells whether it has changed
+        # since: 0 for one that has others in it, or that changed only just now.
+        self.changed = changed
+        self._files = files
+        self._line = line
+        self._sums = sums
+
+    @property
+    def files(self) -> dict[str, int]:
+        """The size in bytes of each file by its name."""
+        if self._files is None:
+            _, self._files = json.loads(self._line)
+        return self._files or {}
+
+    @property
+    def line(self) -> bytes:
+        """The line of an inventory."""
+        return self._line or json.dumps([self.path, self.files]).encode() + b"\n"
+
+    @property
+    def sums(self) -> Sums:
+        """What its files add up to."""
+        if self._sums is not None:
+            return self._sums
+        files = self.files
+        return Sums(len(files), sum(files.values()), counted_bytes(self.path, files))
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -195,11 +239,11 @@ class StagingCopy:
             new = self.inventory_path.with_name(f".{INVENTORY}.new")
             with open(new, "wb", opener=files.private) as inventory:
                 for directory in walk(self.data) if directories is None else directories:
-                    line = directory.line or _inventory_line(directory)
+                    line, sums = directory.line, directory.sums
                     inventory.write(line)
                     digest.update(line)
-                    count += len(directory.files)
-                    size += sum(directory.files.values())
+                    count += sums.files
+                    size += sums.bytes
             os.replace(new, self.inventory_path)
         except OSError as error:
             raise OperatorError(
@@ -239,10 +283,6 @@ class StagingCopy:
         ):
             raise InvalidCopy(f"{self.inventory_path}: has a line that is no entry")
         return Directory(path, sizes)
-
-
-def _inventory_line(directory: Directory) -> bytes:
-    return json.dumps([directory.path, directory.files]).encode() + b"\n"
 
 
 def walk(root: Path, *, linked: bool = False, known: Known | None = None) -> Iterator[Directory]:
@@ -287,7 +327,7 @@ def walk(root: Path, *, linked: bool = False, known: Known | None = None) -> Ite
         if known and (before is None or before.files != sizes):
             known.touch(path)
         tells = not children and changed < too_young
-        yield Directory(path, sizes, changed if tells else 0)
+        yield Directory(path, sizes, changed=changed if tells else 0)
         pending += reversed(children)
     for paths in links.values():
         raise InvalidCopy(f"{paths[0]}: is a hard link to a file outside of the copy")

@@ -67,17 +67,17 @@ def verify(copy: StagingCopy, *, linked: bool | None = None) -> Report:
 def _counting(directories: Iterable[Directory], totals: Counter[str]) -> Iterator[Directory]:
     """Yield `directories` as they are, adding up their files and bytes in `totals`."""
     for directory in directories:
-        totals["files"] += len(directory.files)
-        totals["bytes"] += sum(directory.files.values())
+        totals["files"] += directory.sums.files
+        totals["bytes"] += directory.sums.bytes
         yield directory
 
 
 def noting(directories: Iterable[Directory], sizes: dict[str, int]) -> Iterator[Directory]:
     """Yield `directories` as they are, noting in `sizes` what is to be held against metadata."""
     for directory in directories:
-        size = parts.counted_bytes(directory.path, directory.files)
-        if size is not None:
-            sizes[directory.path] = size
+        counted = directory.sums.counted
+        if counted is not None:
+            sizes[directory.path] = counted
         yield directory
 
 

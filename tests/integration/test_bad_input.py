@@ -535,6 +535,30 @@ def test_whatever_happens_to_a_staging_copy_on_another_filesystem_is_mended(site
         site.backs_up()
 
 
+DAY_SECONDS = 24 * 3600
+
+
+@pytest.mark.parametrize("ago", [8 * DAY_SECONDS, -DAY_SECONDS])
+def test_all_of_a_copy_is_compared_with_the_data_once_a_week(site: Site, ago: int) -> None:
+    """In between only what is new is copied: VictoriaLogs replaces no file of a part."""
+    site.backs_up()
+    before, index = site.content(), "partitions/20261121/datadb/18A0000000000000/index.bin"
+    replaced = site.data / "replaced"
+    replaced.write_bytes(bytes(reversed((site.data / index).read_bytes())))
+    replaced.rename(site.data / index)
+    assert site.content() != before
+    done = run_command_line("--config", site.config, "before-create")
+    assert done.returncode == 0
+    assert "the last copy is as it was published" in done.stderr
+    assert tree(site.staging.data) == before
+    kept = site.root / "state" / "default" / "known"
+    header, _, notes = kept.read_bytes().partition(b"\n")
+    checksum, compared = header.split()
+    assert abs(int(compared) - time.time()) < DAY_SECONDS
+    kept.write_bytes(b"%s %d\n%s" % (checksum, int(compared) - ago, notes))
+    site.backs_up()
+
+
 def test_recovering_where_there_is_nothing_to_recover_changes_nothing(site: Site) -> None:
     pid, before = site.server.pid, site.content()
     assert site.command("recover").returncode == 0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support import make_copy, make_part, make_partition, publish
-from vl_borg_hooks import known, staging, verify
-from vl_borg_hooks.known import Known
-from vl_borg_hooks.staging import Directory, StagingCopy, walk
+from vl_borg_hooks import staging, verify
+from vl_borg_hooks.known import KNOWN, Known, Notes
+from vl_borg_hooks.staging import Directory, StagingCopy, Sums, walk
 
 PART = "partitions/20261122/datadb/18A0000000000000"
 
@@ -35,15 +35,23 @@ def copy(tmp_path: Path) -> StagingCopy:
 def made(directory: Path) -> StagingCopy:
     """A published copy, and what is to be known of it beside it."""
     copy = make_copy(directory / "copy")
-    changed = array("q", (found.changed for found in walk(copy.data)))
-    known.keep(directory, copy.manifest().inventory_sha256, changed)
+    notes = Notes()
+    for _ in notes.taking(walk(copy.data)):
+        pass
+    notes.keep(directory, copy.manifest().inventory_sha256, compared=0)
     return copy
 
 
-def walked(copy: StagingCopy) -> tuple[list[Directory], Known]:
-    before = Known.of(copy, copy.path.parent)
-    assert before
-    return list(walk(copy.data, linked=True, known=before)), before
+def known(copy: StagingCopy) -> Known:
+    """What is known of `copy`, whose files have been looked at since."""
+    found = Known.of(copy, copy.path.parent)
+    assert found
+    found.look()
+    return found
+
+
+def listed(directories: Iterable[Directory]) -> list[tuple[str, dict[str, int], Sums, bytes]]:
+    return [(each.path, each.files, each.sums, each.line) for each in directories]
 
 
 def partitions(copy: StagingCopy, before: Known | None = None) -> tuple[list[Any], list[str]]:
@@ -67,8 +75,9 @@ def test_parts_that_have_not_changed_are_not_looked_at(
         return scandir(path)
 
     make_part(copy.data / "partitions/20261121/datadb/18C0", rows=3, day=20261121)
+    before = known(copy)
     monkeypatch.setattr(os, "scandir", noting)
-    found, before = walked(copy)
+    found = list(walk(copy.data, linked=True, known=before))
     assert [path for path in looked if "/18" in path] == ["partitions/20261121/datadb/18C0"]
     assert len(found) == len(expected) + 1
     assert list(before.partitions()) == ["20261122"]
@@ -81,6 +90,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "a file added": lambda data: (data / PART / "more.bin").write_bytes(b"more"),
     "a directory in a part": lambda data: (data / PART / "inner").mkdir(),
     "a part removed": lambda data: shutil.rmtree(data / PART),
+    "the last part removed": lambda data: shutil.rmtree(
+        data / "partitions/20261122/indexdb/18B0000000000001"
+    ),
     "a part added": lambda data: make_part(data / f"{PART}1", rows=7, day=20261122),
     "a part renamed": lambda data: (data / PART).rename(data / f"{PART}1"),
     "two parts exchanged": lambda data: exchange(data / PART, data / f"{PART[:-1]}1"),
@@ -111,27 +123,62 @@ def exchange(one: Path, other: Path) -> None:
 
 
 @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(changes=st.lists(st.sampled_from(list(CHANGES)), max_size=4))
+@given(
+    before=st.lists(st.sampled_from(list(CHANGES)), max_size=4),
+    after=st.lists(st.sampled_from(list(CHANGES)), max_size=4),
+    looked=st.booleans(),
+)
 def test_whatever_changes_the_walk_and_the_partitions_are_those_of_a_full_look(
-    tmp_path_factory: pytest.TempPathFactory, changes: list[str]
+    tmp_path_factory: pytest.TempPathFactory, before: list[str], after: list[str], looked: bool
 ) -> None:
     directory = tmp_path_factory.mktemp("known")
     copy = made(directory)
-    for change in changes:
-        try:
-            CHANGES[change](copy.data)
-        except OSError:
-            # What an earlier change has left nothing of.
-            continue
-    found, before = walked(copy)
-    assert found == list(walk(copy.data, linked=True))
-    assert partitions(copy, Known.of(copy, directory)) == partitions(copy)
+    change(copy.data, before)
+    one, other = Known.of(copy, directory), Known.of(copy, directory)
+    assert one
+    assert other
+    if looked:
+        same = listed(walk(copy.data, linked=True)) == listed(one._read())
+        assert (one.look(), other.look()) == (same, same)
+    change(copy.data, after)
+    assert listed(walk(copy.data, linked=True, known=one)) == listed(walk(copy.data, linked=True))
+    assert partitions(copy, other) == partitions(copy)
     shutil.rmtree(directory)
-    assert before
 
 
-def truncated(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 3)
+def change(data: Path, changes: list[str]) -> None:
+    for each in changes:
+        # What an earlier change has left nothing of.
+        with contextlib.suppress(OSError):
+            CHANGES[each](data)
+
+
+def damage(copy: StagingCopy) -> None:
+    """As no rsync does: in the file itself, which it may share with the data."""
+    truncated(copy.data / PART / "values.bin0")
+
+
+@pytest.mark.parametrize("looked", [True, False])
+def test_a_file_that_was_damaged_is_found(copy: StagingCopy, looked: bool) -> None:
+    found = Known.of(copy, copy.path.parent)
+    assert found
+    damage(copy)
+    assert not (looked and found.look())
+    _, problems = partitions(copy, found)
+    assert [problem.split(": ")[0] for problem in problems] == [str(copy.data / PART)]
+
+
+def test_when_the_copy_was_last_compared_with_the_data_is_kept(copy: StagingCopy) -> None:
+    Notes().keep(copy.path.parent, copy.manifest().inventory_sha256, compared=1_700_000_000.9)
+    assert Known.of(copy, copy.path.parent) is None
+    notes = Notes()
+    assert len(list(notes.taking(walk(copy.data)))) > 1
+    notes.keep(copy.path.parent, copy.manifest().inventory_sha256, compared=1_700_000_000.9)
+    assert known(copy).compared == 1_700_000_000
+
+
+def truncated(path: Path, by: int = 1) -> None:
+    os.truncate(path, path.stat().st_size - by)
 
 
 def publish_more(copy: StagingCopy) -> None:
@@ -144,9 +191,11 @@ DISTRUSTED: dict[str, Callable[[StagingCopy], object]] = {
     "published by others meanwhile": publish_more,
     "another inventory": lambda copy: copy.inventory_path.write_bytes(b'["", {}]\n'),
     "no inventory": lambda copy: copy.inventory_path.unlink(),
-    "nothing kept": lambda copy: (copy.path.parent / known.KNOWN).unlink(),
-    "kept half": lambda copy: truncated(copy.path.parent / known.KNOWN),
-    "kept rubbish": lambda copy: (copy.path.parent / known.KNOWN).write_bytes(b"\xff\xfe"),
+    "nothing kept": lambda copy: (copy.path.parent / KNOWN).unlink(),
+    "kept half": lambda copy: truncated(copy.path.parent / KNOWN, 3),
+    "kept all but one number": lambda copy: truncated(copy.path.parent / KNOWN, 8),
+    "kept all but one note": lambda copy: truncated(copy.path.parent / KNOWN, 32),
+    "kept rubbish": lambda copy: (copy.path.parent / KNOWN).write_bytes(b"\xff\xfe"),
 }
 
 

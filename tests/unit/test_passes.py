@@ -104,6 +104,42 @@ def test_what_is_damaged_in_the_staging_copy_is_mended(backup: Backup) -> None:
     assert_equal(backup)
 
 
+@pytest.mark.parametrize("linked", [True, False])
+def test_only_what_is_new_is_copied_to_a_copy_that_is_as_it_was_published(
+    backup: Backup, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    data = Path(backup.data_directory)
+    monkeypatch.setattr(Backup, "on_one_filesystem", linked)
+    warm_pass(backup)
+    compared, backup.is_as_published = backup.compared, True
+    assert compared > 0
+    known = backup.staging.data / TABLE / "18A0000000000000" / "index.bin"
+    content = known.read_bytes()
+    if not linked:
+        # A mark by which a comparison would show.
+        known.write_bytes(bytes(reversed(content)))
+    add_part(data, "18C0000000000001")
+    make_partition(data / "partitions" / "20261123")
+    shutil.rmtree(data / "partitions" / "20261121")
+    (data / "delete_tasks").write_text("new")
+    warm_pass(backup)
+    assert backup.compared == compared
+    assert linked or known.read_bytes() != content
+    known.write_bytes(content)
+    assert_equal(backup)
+    assert copies(backup) == [] or not linked
+    assert warm_pass(backup).bytes < 100
+
+
+def test_a_copy_is_compared_after_rows_were_deleted(backup: Backup) -> None:
+    warm_pass(backup)
+    compared, backup.is_as_published = backup.compared, True
+    (Path(backup.data_directory) / "delete_tasks.json").write_text("[]")
+    warm_pass(backup)
+    assert backup.compared > compared
+    assert_equal(backup)
+
+
 def test_what_a_merge_made_between_two_passes_is_linked_in_the_end(
     backup: Backup, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from vl_borg_hooks.context import Backup, Restore
@@ -20,14 +21,21 @@ MUCH_COPIED_BYTES = 16_000_000
 @hookimpl
 def warm_pass(backup: Backup) -> PassResult:
     """Copy what is there while VictoriaLogs runs; merges may take files away meanwhile."""
-    if not backup.on_one_filesystem:
-        return _warm(backup)
+    linked = backup.on_one_filesystem
     new = _new_here(backup)
     if new is None:
-        return _warm(backup, linked=True)
+        return _warm(backup, linked=linked)
+    if not (linked or backup.is_as_published):
+        return _warm(backup)
+    done = PassResult(0, 0, 0)
+    if new.copied:
+        done = _warm(backup, only=new.copied, linked=linked)
+    if backup.is_as_published:
+        for path in new.removed:
+            LocalHost().remove_tree(str(backup.staging.data / path))
+        return done
     # To look for something to link to takes rsync longer than all else: first that, for what is
     # new, and then a look at everything, which is to find no more to copy.
-    done = _warm(backup, only=new, linked=True) if new else PassResult(0, 0, 0)
     everything = _warm(backup)
     done = everything.after(done)
     if everything.bytes > MUCH_COPIED_BYTES:
@@ -36,8 +44,8 @@ def warm_pass(backup: Backup) -> PassResult:
     return done
 
 
-def _new_here(backup: Backup) -> list[str] | None:
-    """Return what the staging copy lacks by the lists of parts; None where it has none yet."""
+def _new_here(backup: Backup) -> changes.Delta | None:
+    """Return what the staging copy lacks by the lists of parts; None where they don't tell."""
     if backup.listing is None or not (backup.staging.data / PARTITIONS).is_dir():
         return None
     try:
@@ -45,12 +53,12 @@ def _new_here(backup: Backup) -> list[str] | None:
     except OperatorError:
         # Damaged: rsync mends it.
         return None
-    missing = changes.delta(here, backup.listing)
-    return missing.copied if here.tables and missing else None
+    return changes.delta(here, backup.listing) if here.tables else None
 
 
 def _warm(backup: Backup, *, only: Sequence[str] | None = None, linked: bool = False) -> PassResult:
-    return rsync.copy(
+    started = time.time()
+    result = rsync.copy(
         (backup.host, backup.data_directory),
         (LocalHost(), str(backup.staging.data)),
         name="warm pass",
@@ -62,6 +70,9 @@ def _warm(backup: Backup, *, only: Sequence[str] | None = None, linked: bool = F
         idle=True,
         vanishing=True,
     )
+    if only is None:
+        backup.compared = started
+    return result
 
 
 @hookimpl
@@ -76,6 +87,7 @@ def freeze(backup: Backup) -> bool:
 @hookimpl
 def final_pass(backup: Backup) -> PassResult:
     """Copy what changed since; nothing may change now, so nothing may vanish either."""
+    started = time.time()
     source = backup.frozen if backup.is_frozen else backup.data_directory
     result = rsync.copy(
         (backup.host, source),
@@ -87,7 +99,10 @@ def final_pass(backup: Backup) -> PassResult:
         linked_to=source if backup.on_one_filesystem else "",
         timeout=backup.remaining_downtime(),
     )
-    for path in backup.delta.removed if backup.delta else ():
+    if backup.delta is None:
+        backup.compared = started
+        return result
+    for path in backup.delta.removed:
         LocalHost().remove_tree(str(backup.staging.data / path))
     return result
 

@@ -95,7 +95,7 @@ def delta(before: Listing, now: Listing) -> Delta | None:
     copied = sorted(now.others)
     for path, table in sorted(now.tables.items()):
         known = before.tables.get(path)
-        if known is table:
+        if known and known.parts == table.parts:
             continue
         new = set(table.parts) - set(known.parts if known else ())
         copied += [f"{path}/{part}" for part in sorted(new)]
