@@ -86,7 +86,8 @@ class Known:
         try:
             manifest = copy.manifest()
             header, _, content = (state_directory / KNOWN).read_bytes().partition(b"\n")
-            checksum, compared = header.split()
+            checksum, when = header.split()
+            compared = int(when)
             numbers = array(_INT64)
             numbers.frombytes(content)
             expected = manifest.inventory_sha256.encode()
@@ -97,7 +98,7 @@ class Known:
         totals = sum(numbers[1::_NUMBERS]), sum(numbers[2::_NUMBERS])
         if len(numbers) % _NUMBERS or totals != (manifest.files, manifest.bytes):
             return None
-        return cls(copy, manifest, numbers, int(compared))
+        return cls(copy, manifest, numbers, compared)
 
     def look(self) -> bool:
         """Look at every file, and tell whether all is as it was published.

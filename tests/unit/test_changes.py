@@ -55,6 +55,18 @@ def test_nothing_changed_is_nothing_to_copy(host: Host, data: Path) -> None:
     assert before.partitions == {"20260101", "20260102"}
 
 
+def test_a_copy_lacks_nothing_of_what_it_was_made_of(
+    host: Host, data: Path, tmp_path: Path
+) -> None:
+    os.utime(data / "delete_tasks.json", ns=(1_700_000_000_123_456_789,) * 2)
+    shutil.copytree(data, tmp_path / "copy")
+    here = changes.read(LocalHost(), str(tmp_path / "copy"))
+    found = changes.delta(here, changes.read(host, str(data)))
+    assert found
+    assert [path for path in found.copied if "partitions" in path] == []
+    assert found.removed == []
+
+
 def test_a_merge_a_new_day_and_a_dropped_one(host: Host, data: Path) -> None:
     before = changes.read(host, str(data))
     set_parts(data, "20260102", "datadb", "C")

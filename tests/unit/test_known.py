@@ -181,6 +181,11 @@ def truncated(path: Path, by: int = 1) -> None:
     os.truncate(path, path.stat().st_size - by)
 
 
+def no_time(path: Path) -> None:
+    header, _, notes = path.read_bytes().partition(b"\n")
+    path.write_bytes(header.split()[0] + b" x\n" + notes)
+
+
 def publish_more(copy: StagingCopy) -> None:
     (copy.data / "new").touch()
     publish(copy)
@@ -195,6 +200,7 @@ DISTRUSTED: dict[str, Callable[[StagingCopy], object]] = {
     "kept half": lambda copy: truncated(copy.path.parent / KNOWN, 3),
     "kept all but one number": lambda copy: truncated(copy.path.parent / KNOWN, 8),
     "kept all but one note": lambda copy: truncated(copy.path.parent / KNOWN, 32),
+    "kept no time": lambda copy: no_time(copy.path.parent / KNOWN),
     "kept rubbish": lambda copy: (copy.path.parent / KNOWN).write_bytes(b"\xff\xfe"),
 }
 

@@ -193,7 +193,7 @@ def _read_over_ssh(host: SshHost, data_directory: str, before: Listing | None) -
     for record in printed.stdout.split("\0"):
         record = _take_lists(record, lists)
         if record.startswith(_DELETIONS):
-            deletions = int(float(record.removeprefix(_DELETIONS)) * 1_000_000_000)
+            deletions = _nanoseconds(record.removeprefix(_DELETIONS))
         elif record.startswith(_ENTRY):
             top, *names = record.removeprefix(_ENTRY).split("/")
             path = "/".join((top, *names))
@@ -213,6 +213,12 @@ def _read_over_ssh(host: SshHost, data_directory: str, before: Listing | None) -
         if path in tables and tables[path].parts == known.parts:
             tables[path] = known
     return Listing(tables, frozenset(others), deletions=deletions)
+
+
+def _nanoseconds(text: str) -> int:
+    """Return a time as find prints it, all of it: it is compared with one that the kernel told."""
+    seconds, _, fraction = text.partition(".")
+    return int(seconds) * 1_000_000_000 + int(fraction[:9].ljust(9, "0"))
 
 
 def _take_lists(record: str, lists: list[tuple[str, ...]]) -> str:
