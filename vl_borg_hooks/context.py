@@ -75,6 +75,8 @@ class Backup(Target):
     final: PassResult | None = None
     # What the data directory held before the last warm pass; None where there was none.
     listing: Listing | None = None
+    # What it held before the warm pass before that; None where there was but one in this run.
+    listed_before: Listing | None = None
     # What the final pass has to copy and remove; None where it has to look at everything.
     delta: Delta | None = None
     # Whether hard links can be made on the data's filesystem, and whether they have been made.

@@ -108,9 +108,13 @@ class Known:
         """
         found: list[bool] = []
         ended = threading.Event()
-        looking = threading.Thread(
-            target=lambda: found.append(self._look(ended)), name="look", daemon=True
-        )
+
+        def look() -> None:
+            # An inventory that can't be read any more tells nothing.
+            with contextlib.suppress(OSError):
+                found.append(self._look(ended))
+
+        looking = threading.Thread(target=look, daemon=True)
         looking.start()
         try:
             looking.join()

@@ -169,6 +169,7 @@ def _warm_up(hook: HookRelay, backup: Backup) -> None:
     """Do warm passes until little is left for a final pass that VictoriaLogs has to wait for."""
     copied: float = math.inf
     for _ in range(MOST_WARM_PASSES):
+        backup.listed_before = backup.listing
         backup.listing = changes.read(backup.host, backup.data_directory)
         backup.warm = hook.warm_pass(backup=backup)
         backup.reporter.say(f"warm pass: {describe_pass(backup.warm)}")

@@ -32,6 +32,7 @@ def data(tmp_path: Path) -> Path:
     (root / "delete_tasks.json").write_text("[]")
     (root / ".vl-borg-hooks" / "frozen").mkdir(parents=True)
     (root / "partitions" / "20260101" / "snapshots" / "x").mkdir(parents=True)
+    (root / "snapshots").mkdir()
     return root
 
 
@@ -78,12 +79,21 @@ def test_a_merge_a_new_day_and_a_dropped_one(host: Host, data: Path) -> None:
     assert found.removed == ["partitions/20260101"]
     assert found.copied == [
         "delete_tasks.json",
+        "snapshots",
         "partitions/20260102/datadb/C",
         "partitions/20260102/datadb/parts.json",
         "partitions/20260103/datadb/D",
         "partitions/20260103/datadb/parts.json",
         "partitions/20260103/indexdb/parts.json",
     ]
+
+
+def test_the_parts_that_a_merge_has_replaced(host: Host, data: Path) -> None:
+    before = changes.read(host, str(data))
+    set_parts(data, "20260102", "datadb", "A", "C")
+    shutil.rmtree(data / "partitions" / "20260101")
+    now = changes.read(host, str(data), before)
+    assert changes.gone_parts(before, now) == ["partitions/20260102/datadb/B"]
 
 
 def test_a_list_that_is_replaced_within_a_tick_by_one_of_the_same_size_is_seen(

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from tests.support import make_data, make_part, make_partition, tree
+from vl_borg_hooks import lifecycle
 from vl_borg_hooks.config import Instance
 from vl_borg_hooks.context import Backup
 from vl_borg_hooks.hosts import LocalHost
 from vl_borg_hooks.services.systemd import Systemd, SystemdOptions
 from vl_borg_hooks.staging import StagingCopy
-from vl_borg_hooks.transfer import PassResult, passes
+from vl_borg_hooks.transfer import PassResult, passes, rsync
 from vl_borg_hooks.transfer.progress import Reporter
 from vl_borg_hooks.victorialogs import changes
 
@@ -129,6 +133,69 @@ def test_only_what_is_new_is_copied_to_a_copy_that_is_as_it_was_published(
     assert_equal(backup)
     assert copies(backup) == [] or not linked
     assert warm_pass(backup).bytes < 100
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_what_is_written_between_a_listing_and_its_pass_comes_with_the_next_pass(
+    backup: Backup, monkeypatch: pytest.MonkeyPatch, deleted: bool
+) -> None:
+    data = Path(backup.data_directory)
+    (data / "delete_tasks.json").write_text("[1]")
+    warm_pass(backup)
+    backup.listing, backup.is_as_published, backup.can_freeze = None, True, False
+    monkeypatch.setattr(lifecycle, "ENOUGH_BYTES", 0)
+    add_part(data, "18C0000000000001")
+    writes: list[Callable[[], object]] = [lambda: add_part(data, "18C0000000000002", rows=5)]
+    if deleted:
+        writes.append(lambda: (data / TABLE / "18A0000000000000" / "deleted_rows.bin").touch())
+        writes.append(lambda: (data / "delete_tasks.json").write_text("[]"))
+
+    def busy(backup: Backup) -> PassResult:
+        while writes:
+            writes.pop(0)()
+        return passes.warm_pass(backup)
+
+    lifecycle._warm_up(cast(Any, SimpleNamespace(warm_pass=busy)), backup)
+    assert_equal(backup)
+
+
+def test_other_directories_are_compared_each_time(backup: Backup) -> None:
+    extra = Path(backup.data_directory) / "extra"
+    extra.mkdir()
+    (extra / "a").touch()
+    warm_pass(backup)
+    backup.is_as_published = True
+    (extra / "a").unlink()
+    warm_pass(backup)
+    assert_equal(backup)
+
+
+def test_a_table_that_has_no_list_yet_is_there_all_the_same(backup: Backup) -> None:
+    warm_pass(backup)
+    backup.is_as_published = True
+    (Path(backup.data_directory) / "partitions/20261123/datadb").mkdir(parents=True)
+    warm_pass(backup)
+    assert (backup.staging.data / "partitions/20261123/datadb").is_dir()
+
+
+def test_parts_that_were_merged_make_room_first(
+    backup: Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, here = Path(backup.data_directory), backup.staging.data
+    warm_pass(backup)
+    backup.is_as_published = True
+    add_part(data, "18C0000000000001")
+    (data / TABLE / "parts.json").write_text(json.dumps(["18C0000000000001"]))
+    left: list[list[Path]] = []
+    copy = rsync.copy
+
+    def noting(*arguments: Any, **options: Any) -> PassResult:
+        left.append(list((here / TABLE).glob("18A*")))
+        return copy(*arguments, **options)
+
+    monkeypatch.setattr(rsync, "copy", noting)
+    warm_pass(backup)
+    assert left == [[]]
 
 
 def test_a_copy_is_compared_after_rows_were_deleted(backup: Backup) -> None:

@@ -21,21 +21,22 @@ MUCH_COPIED_BYTES = 16_000_000
 @hookimpl
 def warm_pass(backup: Backup) -> PassResult:
     """Copy what is there while VictoriaLogs runs; merges may take files away meanwhile."""
-    linked = backup.on_one_filesystem
-    new = _new_here(backup)
-    if new is None:
+    linked, now, here = backup.on_one_filesystem, backup.listing, _listed_here(backup)
+    new = changes.delta(here, now) if here and now else None
+    if not (here and now and new):
         return _warm(backup, linked=linked)
-    if not (linked or backup.is_as_published):
-        return _warm(backup)
-    done = PassResult(0, 0, 0)
-    if new.copied:
-        done = _warm(backup, only=new.copied, linked=linked)
-    if backup.is_as_published:
-        for path in new.removed:
+    if backup.is_as_published and not _has_other_directories(backup, now):
+        # What makes room comes first.
+        for path in (*new.removed, *changes.gone_parts(here, now)):
             LocalHost().remove_tree(str(backup.staging.data / path))
-        return done
+        # One that has no part, and maybe no list of parts, is a directory all the same.
+        empty = [path for path, table in now.tables.items() if not table.parts]
+        return _warm_only(backup, [*new.copied, *empty], linked=linked)
+    if not linked:
+        return _warm(backup)
     # To look for something to link to takes rsync longer than all else: first that, for what is
     # new, and then a look at everything, which is to find no more to copy.
+    done = _warm_only(backup, new.copied, linked=True)
     everything = _warm(backup)
     done = everything.after(done)
     if everything.bytes > MUCH_COPIED_BYTES:
@@ -44,16 +45,34 @@ def warm_pass(backup: Backup) -> PassResult:
     return done
 
 
-def _new_here(backup: Backup) -> changes.Delta | None:
-    """Return what the staging copy lacks by the lists of parts; None where they don't tell."""
-    if backup.listing is None or not (backup.staging.data / PARTITIONS).is_dir():
+def _listed_here(backup: Backup) -> changes.Listing | None:
+    """Return what the staging copy is complete for; None where that is not known.
+
+    After a pass in the same run, that is what the pass was made for: the lists that it has copied
+    can be newer than the parts.
+    """
+    if backup.listed_before:
+        return backup.listed_before
+    if not (backup.staging.data / PARTITIONS).is_dir():
         return None
     try:
         here = changes.read(LocalHost(), str(backup.staging.data))
     except OperatorError:
         # Damaged: rsync mends it.
         return None
-    return changes.delta(here, backup.listing) if here.tables else None
+    return here if here.tables else None
+
+
+def _has_other_directories(backup: Backup, now: changes.Listing) -> bool:
+    """Tell whether there are directories that are none of VictoriaLogs'.
+
+    What is gone from them, only a look at everything tells.
+    """
+    return any((backup.staging.data / path).is_dir() for path in now.others)
+
+
+def _warm_only(backup: Backup, paths: Sequence[str], *, linked: bool) -> PassResult:
+    return _warm(backup, only=paths, linked=linked) if paths else PassResult(0, 0, 0)
 
 
 def _warm(backup: Backup, *, only: Sequence[str] | None = None, linked: bool = False) -> PassResult:

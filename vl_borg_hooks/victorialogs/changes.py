@@ -104,6 +104,16 @@ def delta(before: Listing, now: Listing) -> Delta | None:
     return Delta(copied, removed + sorted(before.others - now.others))
 
 
+def gone_parts(before: Listing, now: Listing) -> list[str]:
+    """Return the parts of `before` that no longer count, in tables that are still there."""
+    return [
+        f"{path}/{part}"
+        for path, table in before.tables.items()
+        if path in now.tables
+        for part in sorted(set(table.parts) - set(now.tables[path].parts))
+    ]
+
+
 def _read_here(data_directory: str, before: Listing | None) -> Listing:
     taken = time.time_ns()
     tables: dict[str, Table] = {}
@@ -176,7 +186,8 @@ def _read_over_ssh(host: SshHost, data_directory: str, before: Listing | None) -
     find starts `cat` for many files at once, when it has enough of them or is done: the lists come
     in the order of the files, before whichever entry is printed next.
     """
-    not_entered = [word for name in (*NOT_REPLACED, SNAPSHOTS) for word in ("-o", "-name", name)]
+    not_entered = [word for name in NOT_REPLACED for word in ("-o", "-name", name)]
+    not_entered += ["-o", "-path", f"*/{PARTITIONS}/*/{SNAPSHOTS}"]
     printed = host.run(
         [
             *("find", data_directory, "-mindepth", "1", "-maxdepth", "4"),
