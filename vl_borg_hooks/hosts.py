@@ -384,6 +384,14 @@ class SshHost:
         return int(printed.stdout.split()[-1])
 
 
+def to_disk(host: Host, path: str) -> None:
+    """Wait until all that was written to the filesystem of `path` is on its disk.
+
+    Raises CommandFailed.
+    """
+    host.run(["sync", "--file-system", path])
+
+
 def _nearest_existing(path: str) -> Path:
     """Return `path` or the nearest of its parents that exists."""
     candidate = Path(path)

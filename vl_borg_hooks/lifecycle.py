@@ -17,7 +17,7 @@ from vl_borg_hooks.borgmatic import calling_process
 from vl_borg_hooks.config import OptionsError
 from vl_borg_hooks.context import Backup, Target
 from vl_borg_hooks.errors import Busy, OperatorError, unexpected
-from vl_borg_hooks.hosts import Host, LocalHost, SshHost
+from vl_borg_hooks.hosts import Host, LocalHost, SshHost, to_disk
 from vl_borg_hooks.known import Known
 from vl_borg_hooks.services import ServiceManager, State
 from vl_borg_hooks.signals import Interrupted
@@ -125,6 +125,9 @@ def _copy(hook: HookRelay, backup: Backup, state: InstanceState) -> None:
     if backup.known:
         _look_at_copy(backup, backup.known)
     _warm_up(hook, backup)
+    # Left to the kernel, gigabytes would be written just when VictoriaLogs stops and waits for the
+    # disk itself.
+    to_disk(LocalHost(), str(backup.staging.path))
     with control.stop_window(hook, backup, state, "before-create"):
         if backup.listing is not None:
             now = changes.read(backup.host, backup.data_directory, backup.listing)

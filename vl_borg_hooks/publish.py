@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from vl_borg_hooks import verify
 from vl_borg_hooks.context import Backup
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
-from vl_borg_hooks.hosts import LocalHost
+from vl_borg_hooks.hosts import LocalHost, to_disk
 from vl_borg_hooks.known import Notes
 from vl_borg_hooks.plugins import hookimpl
 from vl_borg_hooks.staging import Manifest, walk
@@ -38,7 +38,7 @@ def publish_copy(backup: Backup) -> Manifest:
             f"the staging copy is not consistent: {problems[0]}{more}",
             hint="run it again; if this stays, the data directory itself is damaged",
         )
-    LocalHost().run(["sync", "--file-system", str(staging.path)])
+    to_disk(LocalHost(), str(staging.path))
     owner = backup.host.owner(f"{backup.data_directory}/{PARTITIONS}")
     manifest = Manifest(
         instance=backup.name,

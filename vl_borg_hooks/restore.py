@@ -15,7 +15,7 @@ from vl_borg_hooks import control, guard, lifecycle, plugins, signals
 from vl_borg_hooks.borgmatic import extract_destination
 from vl_borg_hooks.context import Restore
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
-from vl_borg_hooks.hosts import LocalHost, Owner
+from vl_borg_hooks.hosts import LocalHost, Owner, to_disk
 from vl_borg_hooks.services import State
 from vl_borg_hooks.staging import Manifest, Partition, StagingCopy, find_copies, walk
 from vl_borg_hooks.state import InstanceState, Journal
@@ -121,7 +121,7 @@ def _restore_one(hook: HookRelay, target: Restore, state: InstanceState, *, dry_
             target.placed = hook.place_copy(restore=target)
             _check_placed(target, manifest)
             # On disk, and while VictoriaLogs still runs: what it replaces is removed in the end.
-            target.host.run(["sync", "--file-system", target.incoming])
+            to_disk(target.host, target.incoming)
             _replace(hook, target, state, manifest, expired)
         finally:
             if state.journal() is None:
@@ -169,7 +169,7 @@ def _replace(
         if undone and isinstance(told, OperatorError):
             told.state = f"{control.describe_state(target)}, on the data that was there before"
         raise
-    target.host.run(["sync", "--file-system", target.data_directory])
+    to_disk(target.host, target.data_directory)
     # From here on the restored data stays, whatever happens.
     state.note(Journal("restore", found_running or target.start_if_stopped))
     if not found_running and not target.start_if_stopped:

@@ -240,3 +240,27 @@ def test_logs_that_came_during_the_warm_pass_are_in_the_copy(site: Site, final_p
     assert {partition.name for partition in site.manifest.partitions} >= {"20260203", "20260405"}
     assert site.manifest.rows <= 500 + acknowledged
     assert not (site.data / ".vl-borg-hooks").exists()
+
+
+def test_what_the_warm_pass_copied_is_on_the_disk_before_the_stop(
+    site: Site, tmp_path: Path
+) -> None:
+    site.install()
+    site.server.ingest(old_rows(100, "2026-01-02"))
+    log = tmp_path / "log"
+    sync = tmp_path / "bin" / "sync"
+    sync.parent.mkdir()
+    sync.write_text(
+        f"""#!/bin/sh
+        test -d "{site.staging.data}/partitions/20260102" &&
+            systemctl show --property=MainPID --value {site.unit} >>"{log}"
+        exec {shutil.which("sync")} "$@"
+        """
+    )
+    sync.chmod(0o755)
+    before = site.systemd.show(site.unit, "MainPID")
+    path = f"PATH={sync.parent}:{site.environment['PATH']}"
+    hooks = (sys.executable, "-m", "vl_borg_hooks", "--config", str(site.config))
+    site.run("env", path, *hooks, "before-create")
+    # Once while the server from before the stop window still ran, and once after it.
+    assert log.read_text().split() == [before, site.systemd.show(site.unit, "MainPID")]
