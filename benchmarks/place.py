@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import final
 
@@ -27,6 +28,8 @@ from tests.parts.victoria_logs import LogServer
 # What the process outside tells the one inside.
 _INSIDE = "BENCHMARK_INSIDE"
 HEALTHY_SECONDS = 120
+# What VictoriaLogs says last before it ends, and first when it starts (app/victoria-logs/main.go).
+STOPPED, STARTING = "the VictoriaLogs has been stopped in", "starting VictoriaLogs at"
 # unshare(2), from linux/sched.h; os.unshare came with Python 3.12.
 CLONE_NEWNS = 0x00020000
 
@@ -117,6 +120,17 @@ class Unit:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{self.name} is not healthy after {HEALTHY_SECONDS} s")
             time.sleep(0.01)
+
+    def gap(self) -> float:
+        """For how many seconds there was no server at the last restart, by its own log."""
+        at: dict[str, datetime] = {}
+        for line in (
+            self.data.with_name(f"{self.data.name}.log").read_text(errors="replace").splitlines()
+        ):
+            for said in (STOPPED, STARTING):
+                if said in line:
+                    at[said] = datetime.fromisoformat(line[: len("2026-01-01T00:00:00.000")])
+        return (at[STARTING] - at[STOPPED]).total_seconds()
 
     def change_a_little(self) -> None:
         """Write a few rows, so that a backup has something new, and have them on disk."""

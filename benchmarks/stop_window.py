@@ -47,6 +47,7 @@ class Series:
     seconds: list[float] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
     own: list[float] = field(default_factory=list)
+    gap: list[float] = field(default_factory=list)
 
     def ratios(self, other: Series) -> list[float]:
         """Pair by pair: repetition by repetition."""
@@ -90,6 +91,7 @@ class Row:
                     series = self.series[way]
                     series.seconds.append(window.seconds)
                     series.refused.append(window.refused)
+                    series.gap.append(self.unit.gap())
                     if own is not None:
                         series.own.append(own)
                     text = f"{window.seconds:.3f} s, {window.refused} refused"
@@ -177,13 +179,15 @@ class Row:
                     LABELS[way],
                     common.spread(series.seconds, 3),
                     common.spread(series.own, 3) if series.own else "",
+                    common.spread(series.gap, 3),
                     f"{statistics.median(series.refused):g}",
                     common.spread(series.ratios(bare)) if way != BARE else "",
                     common.spread(series.beyond(bare), 3) if way != BARE else "",
                     common.spread(series.ratios(documented)) if documented else "",
                 ]
             )
-        head = ["", "window, s", "own clock, s", "refused", "/ bare", "- bare, s", "/ documented"]
+        head = ["", "window, s", "own clock, s", "gap, s", "refused"]
+        head += ["/ bare", "- bare, s", "/ documented"]
         return f"{self.title}\n\n{common.table(head, lines)}"
 
     def as_json(self) -> dict[str, object]:
@@ -200,6 +204,7 @@ class Row:
         content: dict[str, object] = {
             "label": LABELS[way],
             "seconds": common.summary(series.seconds),
+            "gap_seconds": common.summary(series.gap),
             "refused": series.refused,
         }
         if series.own:
