@@ -1,7 +1,9 @@
 """How long is VictoriaLogs away? Ours, beside whatever else an operator could use.
 
 Each way is measured in each repetition, in turn, by a client that writes all the time: a window is
-from its last answered request before the stop to its first one after. On a real systemd.
+from its last answered request before the stop to its first one after. The gap in it is from where
+VictoriaLogs has stopped to where it begins to start, by its own log: that is what a backup adds. On
+a real systemd.
 """
 
 from __future__ import annotations
