@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import common
 from tests.parts.ports import free_port
 from tests.parts.victoria_logs import LogServer, VictoriaLogsProcess
+from tests.parts.waiting import wait_until
 
 # Days that are made by the server itself, all different; the others are copies of these.
 SEEDS = 4
@@ -100,7 +101,8 @@ def real(workdir: Path, files: int, *, big_bytes: int = 0) -> Path:
         _copy(seeds[number % len(seeds)], made / "partitions" / f"{day:%Y%m%d}")
     if big_bytes:
         _copy(_big_partition(workdir, big_bytes), made / "partitions" / BIG_DAY)
-    # The server opens it, and merges and removes what it wants to, before anything is measured.
+    # The server opens it, and merges and removes what it wants to, before anything is measured. That
+    # it has nothing more to do, it does not tell.
     with VictoriaLogsProcess(common.victoria_logs(), made, free_port()) as running:
         time.sleep(2)
         running.stop(timeout=300)
@@ -201,7 +203,9 @@ def _big_partition(workdir: Path, size: int) -> Path:
             for number in range(0, size // BIG_ROW_BYTES, 100):
                 _ingest_random(running.server, number, 100)
             running.server.flush()
-            time.sleep(6)  # -inmemoryDataFlushInterval: its parts are files then
+            # Only files are merged, and -inmemoryDataFlushInterval is when they are written.
+            server = running.server
+            wait_until(lambda: server.storage_rows("inmemory") == 0, 60, "all rows are in files")
             merge(url, str(data), BIG_DAY)
             running.stop(timeout=300)
         ready.touch()

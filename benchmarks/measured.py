@@ -65,7 +65,10 @@ def measure(argv: Sequence[str], env: Mapping[str, str] | None = None) -> Cost:
 
 
 class _Peak(threading.Thread):
-    """Watches the peak of a process's resident memory: the last look before its end tells."""
+    """Watches the peak of a process's resident memory: the last look before its end tells.
+
+    What wait4 tells at the end would be the highest of its children, rsync, too.
+    """
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -94,6 +97,7 @@ def main(result: str, *argv: str) -> int:
     peak.start()
     status = child.wait()
     seconds = time.monotonic() - started
+    # Looked for again and again: there is no waiting for children with an end to it.
     deadline = time.monotonic() + ORPHANS_SECONDS
     with contextlib.suppress(ChildProcessError):
         while time.monotonic() < deadline:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,10 @@ from pathlib import Path
 import pluggy
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.parts.waiting import wait_until
+
 TIMEOUT_SECONDS = 600
 _ORDER = "BENCHMARK_MERGE"
 _METADATA = "Metadata-Version: 2.1\nName: vl-borg-hooks-benchmark\nVersion: 1.0\n"
@@ -50,13 +53,13 @@ def merge(url: str, data: str, partition: str) -> None:
     request = f"{url}/internal/force_merge?partition_prefix={partition}"
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
         answer.read()
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while set(parts(Path(data), partition)) & set(before) or any(
-        (directory / name).exists() for name in before
-    ):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{directory} was not merged in {TIMEOUT_SECONDS} seconds")
-        time.sleep(0.05)
+
+    def is_merged() -> bool:
+        return not set(parts(Path(data), partition)) & set(before) and not any(
+            (directory / name).exists() for name in before
+        )
+
+    wait_until(is_merged, TIMEOUT_SECONDS, f"{directory} is merged")
 
 
 def parts(data: Path, partition: str) -> list[str]:

@@ -114,19 +114,14 @@ class Unit:
         common.run(["systemctl", "stop", self.name])
 
     def wait_healthy(self) -> None:
-        """RuntimeError where it does not come up."""
-        deadline = time.monotonic() + HEALTHY_SECONDS
-        while not self.server.healthy():
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{self.name} is not healthy after {HEALTHY_SECONDS} s")
-            time.sleep(0.01)
+        """TimeoutError where it does not come up."""
+        self.server.wait_healthy(HEALTHY_SECONDS)
 
     def gap(self) -> float:
         """For how many seconds there was no server at the last restart, by its own log."""
+        log = self.data.with_name(f"{self.data.name}.log")
         at: dict[str, datetime] = {}
-        for line in (
-            self.data.with_name(f"{self.data.name}.log").read_text(errors="replace").splitlines()
-        ):
+        for line in log.read_text(errors="replace").splitlines():
             for said in (STOPPED, STARTING):
                 if said in line:
                     at[said] = datetime.fromisoformat(line[: len("2026-01-01T00:00:00.000")])

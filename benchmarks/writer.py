@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 
 INTERVAL_SECONDS = 0.005
 REQUEST_SECONDS = 60
-# How long it writes before and after what is measured.
+# How long it writes before and after what is measured: a window is between two answers of a server
+# that is steadily written to, and the second comes some time after it is healthy.
 MARGIN_SECONDS = 0.3
 
 

@@ -125,7 +125,7 @@ def _copy(hook: HookRelay, backup: Backup, state: InstanceState) -> None:
     if backup.known:
         _look_at_copy(backup, backup.known)
     _warm_up(hook, backup)
-    # Left to the kernel, gigabytes would be written just when VictoriaLogs stops and waits for the
+    # Left to the kernel, gigabytes may be written just when VictoriaLogs stops and waits for the
     # disk itself.
     to_disk(LocalHost(), str(backup.staging.path))
     with control.stop_window(hook, backup, state, "before-create"):

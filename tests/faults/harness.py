@@ -197,7 +197,8 @@ def settle(site: Site, fired: float) -> float:
     """Wait until VictoriaLogs is healthy and nothing of the run is left that could change it.
 
     Returns how many seconds after `fired` VictoriaLogs began to be healthy for good;
-    AssertionError where it did not in RECOVERY_SECONDS.
+    AssertionError where it did not in RECOVERY_SECONDS. Looked at again and again: neither a health
+    that lasts nor the end of processes that are not ours can be waited for.
     """
     server = LogServer(site.server.url, timeout=1)
     since = None

@@ -91,9 +91,10 @@ class LogServer:
         """Ask for all parts to be merged; the real server does so in the background."""
         self._request("/internal/force_merge")
 
-    def storage_rows(self) -> int:
-        """Rows stored, in memory and on disk, as the server's metrics tell."""
-        found = re.findall(r"^vl_storage_rows\{.*\} (\d+)", self._request("/metrics"), re.MULTILINE)
+    def storage_rows(self, where: str = "") -> int:
+        """Rows stored, as the server's metrics tell: all, or those in parts `where`, as "inmemory"."""
+        pattern = rf"^vl_storage_rows\{{.*{where}.*\}} (\d+)"
+        found = re.findall(pattern, self._request("/metrics"), re.MULTILINE)
         return sum(map(int, found))
 
 
