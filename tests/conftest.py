@@ -12,7 +12,7 @@ import pytest
 from tests.parts.docker import Docker
 from tests.parts.sshd import Sshd
 from tests.parts.systemd import Systemd
-from tests.setup.victoria_logs import Found, find
+from tests.setup.victoria_logs import Found, Unusable, find, warning
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,16 +23,25 @@ def _programs_of_this_environment_first() -> None:
 
 @pytest.fixture(scope="session")
 def victoria_logs() -> Found:
-    """The server that tests run: the real one, or where it can't be had the stand-in."""
+    """The server that tests run: the real one, or the stand-in if there is no real one."""
     return find()
 
 
-@pytest.fixture(autouse=True)
-def _only_with_the_real_server(request: pytest.FixtureRequest) -> None:
-    if request.node.get_closest_marker("real_victorialogs"):
-        found = find()
-        if not found.real:
-            pytest.skip(f"no real VictoriaLogs on this machine: {'; '.join(found.reasons)}")
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-skips", action="store_true", help="a skipped test is a failure of the run"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, by name, what only the real server can prove, if there is none."""
+    found = find()
+    if found.real:
+        return
+    reason = f"no real VictoriaLogs on this machine: {'; '.join(found.reasons) or found.path}"
+    for item in items:
+        if item.get_closest_marker("real_victorialogs"):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +70,35 @@ def docker() -> Iterator[Docker]:
         yield running
 
 
+def pytest_configure() -> None:
+    """End at once if $VICTORIA_LOGS is set to something that is not VictoriaLogs."""
+    try:
+        find()
+    except Unusable as error:
+        raise pytest.UsageError(str(error)) from None
+
+
 def pytest_report_header() -> str:
     """Say at the top of the report what the tests prove anything about."""
     found = find()
     return f"VictoriaLogs: {found.version}{'' if found.real else ' (NOT the real one)'}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say at the end too that a run on the stand-in proves less."""
+    found = find()
+    if not found.real:
+        terminalreporter.line("")
+        for line in warning(found):
+            terminalreporter.line(line, red=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run for a skipped test, if --no-skips is given."""
+    if not session.config.getoption("--no-skips"):
+        return
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and reporter.stats.get("skipped") and not session.exitstatus:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        reporter.line("")
+        reporter.line("--no-skips: tests were skipped, so the run has failed", red=True)

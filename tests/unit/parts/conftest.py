@@ -13,15 +13,12 @@ from tests.parts.victoria_logs import VictoriaLogsProcess
 from tests.setup.victoria_logs import STAND_IN, find
 
 
-@pytest.fixture(params=["stand-in", "real"])
+@pytest.fixture(
+    params=["stand-in", pytest.param("real", marks=pytest.mark.real_victorialogs)],
+)
 def executable(request: pytest.FixtureRequest) -> Path:
     """The stand-in, then the real server: what is asked of one is asked of the other."""
-    if request.param == "stand-in":
-        return STAND_IN
-    found = find()
-    if not found.real:
-        pytest.skip("no real VictoriaLogs on this machine")
-    return found.path
+    return STAND_IN if request.param == "stand-in" else find().path
 
 
 @pytest.fixture
