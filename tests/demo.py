@@ -22,7 +22,7 @@ from tests.parts.command_service import write_service
 from tests.parts.ports import free_port
 from tests.parts.victoria_logs import LogServer, SteadyIngestion, doubled, server_argv
 from tests.setup.victoria_logs import Found, find
-from vl_borg_hooks.staging import StagingCopy
+from vl_borg_hooks.staging.copy import StagingCopy
 
 ROWS = 200_000
 BATCH = 10_000

@@ -16,8 +16,9 @@ from typing import final
 import psutil
 
 from tests.parts.waiting import wait_until
-from vl_borg_hooks import verify
-from vl_borg_hooks.staging import Manifest, StagingCopy
+from vl_borg_hooks.staging import verify
+from vl_borg_hooks.staging.copy import StagingCopy
+from vl_borg_hooks.staging.manifest import Manifest
 
 # flock(2) from start to exit, as VictoriaLogs does; SIGTERM ends it. `start` returns at once.
 _SERVER = """\

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_standard_streams()
     arguments = _parser().parse_args(argv)
     _set_up_logging(arguments.verbosity)
-    from vl_borg_hooks import signals
+    from vl_borg_hooks.system import signals
 
     signals.install()
     command: Callable[[argparse.Namespace], int] = arguments.command
@@ -58,14 +58,14 @@ def _open_standard_streams() -> None:
 
 
 def _before_create(arguments: argparse.Namespace) -> int:
-    from vl_borg_hooks import lifecycle
+    from vl_borg_hooks.actions import backup
 
-    lifecycle.back_up(*_selected(arguments), logger.info, dry_run=arguments.dry_run)
+    backup.back_up(*_selected(arguments), logger.info, dry_run=arguments.dry_run)
     return 0
 
 
 def _after_create(arguments: argparse.Namespace) -> int:
-    from vl_borg_hooks import release
+    from vl_borg_hooks.actions import release
 
     if not arguments.dry_run:
         release.release(*_selected(arguments), logger.info)
@@ -73,14 +73,14 @@ def _after_create(arguments: argparse.Namespace) -> int:
 
 
 def _after_extract(arguments: argparse.Namespace) -> int:
-    from vl_borg_hooks import restore
+    from vl_borg_hooks.actions import restore
 
     restore.restore_extracted(*_selected(arguments), logger.info, dry_run=arguments.dry_run)
     return 0
 
 
 def _restore(arguments: argparse.Namespace) -> int:
-    from vl_borg_hooks import restore
+    from vl_borg_hooks.actions import restore
 
     restore.restore(
         *_selected(arguments),
@@ -94,10 +94,11 @@ def _restore(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from vl_borg_hooks import staging, verify
+    from vl_borg_hooks.staging import verify
+    from vl_borg_hooks.staging.copy import find_copies
 
     status = 0
-    for copy in staging.find_copies(arguments.path):
+    for copy in find_copies(arguments.path):
         report = verify.verify(copy)
         for problem in report.problems:
             print(printable(problem))
@@ -113,16 +114,16 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _recover(arguments: argparse.Namespace) -> int:
-    from vl_borg_hooks import lifecycle
+    from vl_borg_hooks.actions import backup
 
-    lifecycle.recover_all(*_selected(arguments), logger.info, wait=arguments.wait)
+    backup.recover_all(*_selected(arguments), logger.info, wait=arguments.wait)
     return 0
 
 
 def _status(arguments: argparse.Namespace) -> int:
     from pydantic import TypeAdapter
 
-    from vl_borg_hooks import status
+    from vl_borg_hooks.actions import status
 
     found = status.status(*_selected(arguments))
     if arguments.json:
@@ -134,7 +135,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _config_generate(arguments: argparse.Namespace) -> int:
-    from vl_borg_hooks import generate
+    from vl_borg_hooks.actions import generate
 
     if arguments.borgmatic:
         text = generate.borgmatic_include(*_selected(arguments))
@@ -149,7 +150,8 @@ def _config_generate(arguments: argparse.Namespace) -> int:
 
 
 def _config_validate(arguments: argparse.Namespace) -> int:
-    from vl_borg_hooks import config, validate
+    from vl_borg_hooks import config
+    from vl_borg_hooks.actions import validate
 
     try:
         loaded, instances = _selected(arguments)

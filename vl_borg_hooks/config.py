@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.hosts import Host, LocalHost, SshHost
+from vl_borg_hooks.system.hosts import Host, LocalHost, SshHost
 
 SYSTEM_CONFIG = Path("/etc/vl-borg-hooks/config.yaml")
 LARGEST_CONFIG = 1 << 20

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pluggy
 
-from vl_borg_hooks.context import Target
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.hosts import Host
+from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.services import ServiceFactory, ServiceManager, State
+from vl_borg_hooks.system.hosts import Host
 
 hookimpl = pluggy.HookimplMarker("vl_borg_hooks")
 

@@ -19,8 +19,9 @@ from tests.parts.systemd import Systemd
 from tests.parts.victoria_logs import server_argv
 from tests.parts.waiting import wait_until
 from tests.setup.victoria_logs import Found
-from vl_borg_hooks import config, generate
-from vl_borg_hooks.hosts import SshHost
+from vl_borg_hooks import config
+from vl_borg_hooks.actions import generate
+from vl_borg_hooks.system.hosts import SshHost
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "config-examples"
 ROW = {"host": "a", "_msg": "one", "_time": "2026-01-02T00:00:00Z"}

@@ -24,7 +24,7 @@ from tests.parts.site import Site
 from tests.parts.systemd import Systemd
 from tests.parts.victoria_logs import LogServer, SteadyIngestion
 from tests.parts.waiting import wait_until
-from vl_borg_hooks import verify
+from vl_borg_hooks.staging import verify
 
 RECOVERY_SECONDS = 10
 # Beyond this, what a run started is no longer expected to end by itself.

@@ -30,7 +30,9 @@ from typing import Any
 import pluggy
 
 import vl_borg_hooks
-from vl_borg_hooks import commands, files, hookspecs, hosts, state
+from vl_borg_hooks.plugin import hookspecs
+from vl_borg_hooks.runs import records
+from vl_borg_hooks.system import commands, files, hosts
 
 MESSAGE = "what nobody expected"
 HOOKS = [name for name, value in vars(hookspecs).items() if hasattr(value, "vl_borg_hooks_spec")]
@@ -175,7 +177,7 @@ if ACTIVE:
         _wrap_call(hosts.LocalHost, _method, lambda *_, method=_method: f"disk {method}")
     for _function in ("write_atomically", "remove"):
         _wrap_call(files, _function, lambda path, *_, what=_function: f"disk {what} {path.name}")
-    _wrap_call(state.InstanceState, "_take", lambda *_: "run lock")
+    _wrap_call(records.InstanceState, "_take", lambda *_: "run lock")
     subprocess.Popen = _Popen  # type: ignore[misc]
     if "VL_FAULTS_LINES" in os.environ:
         sys.settrace(_trace)

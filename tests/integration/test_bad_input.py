@@ -31,8 +31,8 @@ from tests.support import (
     tree,
     write_config,
 )
-from vl_borg_hooks.staging import StagingCopy
-from vl_borg_hooks.verify import verify
+from vl_borg_hooks.staging.copy import StagingCopy
+from vl_borg_hooks.staging.verify import verify
 
 pytestmark = pytest.mark.timeout(120)
 

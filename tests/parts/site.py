@@ -15,7 +15,8 @@ from ruamel.yaml import YAML
 from tests.parts.ports import free_port
 from tests.parts.systemd import Systemd, victoria_logs_unit
 from tests.parts.victoria_logs import LogServer
-from vl_borg_hooks.staging import Manifest, StagingCopy
+from vl_borg_hooks.staging.copy import StagingCopy
+from vl_borg_hooks.staging.manifest import Manifest
 
 PASSPHRASE = "correct horse"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.parts.sshd import Sshd
-from vl_borg_hooks.hosts import Host, LocalHost, SshHost
+from vl_borg_hooks.system.hosts import Host, LocalHost, SshHost
 from vl_borg_hooks.victorialogs import changes, freeze
 
 

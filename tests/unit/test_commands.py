@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from tests.parts.waiting import wait_until
-from vl_borg_hooks import commands
 from vl_borg_hooks.errors import CommandFailed
+from vl_borg_hooks.system import commands
 
 SHOW = "import json, sys; print(json.dumps(sys.argv[1:]))"
 HOSTILE = [
@@ -159,7 +159,8 @@ def test_bytes_that_are_no_text_are_shown_and_not_fatal() -> None:
 
 RUN_AND_SAY = """\
 import sys
-from vl_borg_hooks import commands, signals
+from vl_borg_hooks.system import commands
+from vl_borg_hooks.system import signals
 signals.install()
 commands.run(["sh", "-c", "echo $$ > " + sys.argv[1] + "; exec sleep 60"], dies_with_us=True)
 """

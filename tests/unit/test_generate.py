@@ -21,7 +21,8 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from tests.support import umask, write_config
-from vl_borg_hooks import cli, config, generate
+from vl_borg_hooks import cli, config
+from vl_borg_hooks.actions import generate
 from vl_borg_hooks.config import Config, Instance, LoadedConfig, RestoreOptions, WarmOptions
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.services.command import CommandOptions

@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from vl_borg_hooks import guard
 from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.stop_window import guard
 
-READY = "from vl_borg_hooks import guard; guard.on_guard()"
+READY = "from vl_borg_hooks.stop_window import guard; guard.on_guard()"
 
 
 def python(*lines: str) -> list[str]:

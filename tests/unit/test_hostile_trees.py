@@ -28,9 +28,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support import encoded, make_copy
-from vl_borg_hooks import cli, verify
+from vl_borg_hooks import cli
 from vl_borg_hooks.errors import InvalidCopy, OperatorError, printable
-from vl_borg_hooks.staging import DEEPEST, Manifest, Partition, StagingCopy, find_copies, walk
+from vl_borg_hooks.staging import verify
+from vl_borg_hooks.staging.copy import StagingCopy, find_copies
+from vl_borg_hooks.staging.manifest import Manifest, Partition
+from vl_borg_hooks.staging.walk import DEEPEST, walk
 
 EXTRACTED = "var/lib/default"
 MANY = settings(max_examples=1000, deadline=None)

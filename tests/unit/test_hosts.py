@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vl_borg_hooks.errors import CommandFailed, OperatorError
-from vl_borg_hooks.hosts import Host, LocalHost, Owner, SshHost
+from vl_borg_hooks.system.hosts import Host, LocalHost, Owner, SshHost
 
 SHOW = "import json, sys; print(json.dumps(sys.argv[1:]))"
 HOSTILE = [

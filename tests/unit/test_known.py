@@ -14,9 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support import make_copy, make_part, make_partition, publish
-from vl_borg_hooks import staging, verify
-from vl_borg_hooks.known import KNOWN, Known, Notes
-from vl_borg_hooks.staging import Directory, StagingCopy, Sums, walk
+from vl_borg_hooks.staging import verify
+from vl_borg_hooks.staging.copy import StagingCopy
+from vl_borg_hooks.staging.inventory import Directory, Sums
+from vl_borg_hooks.staging.known import KNOWN, Known, Notes
+from vl_borg_hooks.staging.walk import walk
 
 PART = "partitions/20261122/datadb/18A0000000000000"
 
@@ -24,7 +26,7 @@ PART = "partitions/20261122/datadb/18A0000000000000"
 @pytest.fixture(autouse=True)
 def _any_age(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test has not the time to let directories grow old; the clock's ticks are finer here."""
-    monkeypatch.setattr(staging, "TOO_YOUNG_NANOSECONDS", -60_000_000_000)
+    monkeypatch.setattr("vl_borg_hooks.staging.walk.TOO_YOUNG_NANOSECONDS", -60_000_000_000)
 
 
 @pytest.fixture
@@ -214,5 +216,5 @@ def test_what_can_not_be_trusted_is_not_known(copy: StagingCopy, reason: str) ->
 def test_a_directory_that_changed_a_moment_ago_is_looked_at_again(
     copy: StagingCopy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "TOO_YOUNG_NANOSECONDS", 60_000_000_000)
+    monkeypatch.setattr("vl_borg_hooks.staging.walk.TOO_YOUNG_NANOSECONDS", 60_000_000_000)
     assert not any(directory.changed for directory in walk(copy.data))

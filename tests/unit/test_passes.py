@@ -13,13 +13,14 @@ from typing import Any, cast
 import pytest
 
 from tests.support import make_data, make_part, make_partition, tree
-from vl_borg_hooks import lifecycle
+from vl_borg_hooks.actions import backup as backup_action
 from vl_borg_hooks.config import Instance
-from vl_borg_hooks.context import Backup
-from vl_borg_hooks.hosts import LocalHost
+from vl_borg_hooks.plugin.context import Backup
 from vl_borg_hooks.services.systemd import Systemd, SystemdOptions
-from vl_borg_hooks.staging import StagingCopy
-from vl_borg_hooks.transfer import PassResult, passes, rsync
+from vl_borg_hooks.staging.copy import StagingCopy
+from vl_borg_hooks.steps import passes
+from vl_borg_hooks.system.hosts import LocalHost
+from vl_borg_hooks.transfer import PassResult, rsync
 from vl_borg_hooks.transfer.progress import Reporter
 from vl_borg_hooks.victorialogs import changes
 
@@ -143,7 +144,7 @@ def test_what_is_written_between_a_listing_and_its_pass_comes_with_the_next_pass
     (data / "delete_tasks.json").write_text("[1]")
     warm_pass(backup)
     backup.listing, backup.is_as_published, backup.can_freeze = None, True, False
-    monkeypatch.setattr(lifecycle, "ENOUGH_BYTES", 0)
+    monkeypatch.setattr(backup_action, "ENOUGH_BYTES", 0)
     add_part(data, "18C0000000000001")
     writes: list[Callable[[], object]] = [lambda: add_part(data, "18C0000000000002", rows=5)]
     if deleted:
@@ -155,7 +156,7 @@ def test_what_is_written_between_a_listing_and_its_pass_comes_with_the_next_pass
             writes.pop(0)()
         return passes.warm_pass(backup)
 
-    lifecycle._warm_up(cast(Any, SimpleNamespace(warm_pass=busy)), backup)
+    backup_action._warm_up(cast(Any, SimpleNamespace(warm_pass=busy)), backup)
     assert_equal(backup)
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.support import make_data, tree
 from tests.unit.test_hosts import FAKE_SSH
 from vl_borg_hooks.errors import CommandFailed
-from vl_borg_hooks.hosts import LocalHost, SshHost
+from vl_borg_hooks.system.hosts import LocalHost, SshHost
 from vl_borg_hooks.transfer import PassResult, rsync
 from vl_borg_hooks.transfer.progress import Reporter
 from vl_borg_hooks.victorialogs.layout import NOT_COPIED

@@ -13,7 +13,7 @@ import pytest
 # Says where it is, and waits there for a line: the signal comes before the line.
 CHILD = """\
 import sys, time
-from vl_borg_hooks import signals
+from vl_borg_hooks.system import signals
 def say(text):
     print(text, flush=True)
 def wait(text):

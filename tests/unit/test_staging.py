@@ -14,9 +14,10 @@ import pytest
 
 from tests.parts.disk import SmallDisk
 from tests.support import make_copy, make_data, umask
-from vl_borg_hooks import files
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
-from vl_borg_hooks.staging import StagingCopy, find_copies, walk
+from vl_borg_hooks.staging.copy import StagingCopy, find_copies
+from vl_borg_hooks.staging.walk import walk
+from vl_borg_hooks.system import files
 
 
 @pytest.fixture

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 
 from tests.parts.waiting import wait_until
 from vl_borg_hooks.errors import Busy, InvalidCopy, OperatorError
-from vl_borg_hooks.state import Holder, InstanceState, Journal
+from vl_borg_hooks.runs.records import Holder, InstanceState, Journal
 
 HOLD = """\
 import sys
 from pathlib import Path
-from vl_borg_hooks.state import InstanceState
+from vl_borg_hooks.runs.records import InstanceState
 with InstanceState(Path(sys.argv[1]), "default").run_lock("before-create"):
     print("held", flush=True)
     sys.stdin.read()

@@ -10,9 +10,9 @@ from typing import final
 import pytest
 
 from tests.support import tree
-from vl_borg_hooks.hosts import LocalHost
-from vl_borg_hooks.swap import Swap
+from vl_borg_hooks.system.hosts import LocalHost
 from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
+from vl_borg_hooks.victorialogs.swap import Swap
 
 Content = Mapping[str, str]
 

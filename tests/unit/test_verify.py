@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 
 from tests.support import encoded, make_copy, make_part, make_partition, publish
 from vl_borg_hooks import cli
-from vl_borg_hooks.staging import DEEPEST, Manifest, StagingCopy
-from vl_borg_hooks.verify import LISTED_PROBLEMS, verify
+from vl_borg_hooks.staging.copy import StagingCopy
+from vl_borg_hooks.staging.manifest import Manifest
+from vl_borg_hooks.staging.verify import LISTED_PROBLEMS, verify
+from vl_borg_hooks.staging.walk import DEEPEST
 
 DAY = "data/partitions/20261121"
 PART = f"{DAY}/datadb/18A0000000000000"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TypeAlias
 
-from vl_borg_hooks.hosts import Host, Owner
+from vl_borg_hooks.system.hosts import Host, Owner
 
 
 class State(Enum):

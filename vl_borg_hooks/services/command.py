@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vl_borg_hooks import config
 from vl_borg_hooks.errors import CommandFailed
-from vl_borg_hooks.hosts import Host
-from vl_borg_hooks.plugins import hookimpl
+from vl_borg_hooks.plugin.manager import hookimpl
 from vl_borg_hooks.services import ServiceFactory, ServiceManager, State
+from vl_borg_hooks.system.hosts import Host
 
 # LSB and systemctl(1): `status` exits with 0 for running and 3 for stopped; pgrep(1) with 1 for
 # not found. Any other status is a failure to tell, and so never taken for "stopped".

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict, Field
 
 from vl_borg_hooks import config
-from vl_borg_hooks.commands import Completed
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.hosts import Host, Owner
-from vl_borg_hooks.plugins import hookimpl
+from vl_borg_hooks.plugin.manager import hookimpl
 from vl_borg_hooks.services import ServiceFactory, ServiceManager, State
+from vl_borg_hooks.system.commands import Completed
+from vl_borg_hooks.system.hosts import Host, Owner
 
 # systemctl talks to systemd over a socket and answers at once, or something is badly wrong.
 ANSWER_SECONDS = 30

@@ -8,9 +8,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-from vl_borg_hooks import commands
 from vl_borg_hooks.errors import CommandFailed
-from vl_borg_hooks.hosts import Host, SshHost
+from vl_borg_hooks.system import commands
+from vl_borg_hooks.system.hosts import Host, SshHost
 from vl_borg_hooks.transfer import PassResult
 from vl_borg_hooks.transfer.progress import Parser, Reporter
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.hosts import Host, SshHost
+from vl_borg_hooks.system.hosts import Host, SshHost
 from vl_borg_hooks.victorialogs.layout import (
     DATADB,
     DELETE_TASKS,

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 
 from vl_borg_hooks.errors import CommandFailed, OperatorError
-from vl_borg_hooks.hosts import Host, SshHost
+from vl_borg_hooks.system.hosts import Host, SshHost
 from vl_borg_hooks.victorialogs.layout import LOCK_FILE
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.hosts import Host, SshHost
+from vl_borg_hooks.system.hosts import Host, SshHost
 from vl_borg_hooks.victorialogs.layout import LOCK_FILE
 
 POLL_SECONDS = 0.0005

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vl_borg_hooks.errors import InvalidCopy
-from vl_borg_hooks.files import read_json
+from vl_borg_hooks.system.files import read_json
 from vl_borg_hooks.victorialogs.layout import (
     DATADB,
     DELETED_ROWS,

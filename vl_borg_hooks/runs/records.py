@@ -17,8 +17,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from vl_borg_hooks import files
 from vl_borg_hooks.errors import Busy, InvalidCopy, OperatorError
+from vl_borg_hooks.system import files
 
 LARGEST_STATE_FILE = 1 << 20
 POLL_SECONDS = 0.05

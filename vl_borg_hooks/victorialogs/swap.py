@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.hosts import Host
+from vl_borg_hooks.system.hosts import Host
 from vl_borg_hooks.victorialogs.layout import NOT_REPLACED, WORKING_DIRECTORY
 
 

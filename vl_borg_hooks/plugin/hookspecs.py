@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from vl_borg_hooks.context import Backup, Restore, Target
+    from vl_borg_hooks.plugin.context import Backup, Restore, Target
     from vl_borg_hooks.services import ServiceFactory
-    from vl_borg_hooks.staging import Manifest
+    from vl_borg_hooks.staging.manifest import Manifest
     from vl_borg_hooks.transfer import PassResult
 
 hookspec = pluggy.HookspecMarker("vl_borg_hooks")

@@ -9,7 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from vl_borg_hooks.errors import InvalidCopy
-from vl_borg_hooks.staging import Directory, Manifest, Partition, StagingCopy, walk
+from vl_borg_hooks.staging.copy import StagingCopy
+from vl_borg_hooks.staging.inventory import Directory
+from vl_borg_hooks.staging.manifest import Manifest, Partition
+from vl_borg_hooks.staging.walk import walk
 from vl_borg_hooks.victorialogs import parts
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
 

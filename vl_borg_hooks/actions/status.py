@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vl_borg_hooks import lifecycle
-from vl_borg_hooks.context import Target
+from vl_borg_hooks.actions import backup
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
-from vl_borg_hooks.staging import Manifest, StagingCopy
-from vl_borg_hooks.state import InstanceState
+from vl_borg_hooks.plugin.context import Target
+from vl_borg_hooks.runs.records import InstanceState
+from vl_borg_hooks.staging.copy import StagingCopy
+from vl_borg_hooks.staging.manifest import Manifest
 from vl_borg_hooks.transfer.progress import human_bytes
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def status(loaded: LoadedConfig, instances: Sequence[Instance]) -> list[Status]:
 
 
 def _status_of(loaded: LoadedConfig, instance: Instance) -> Status:
-    target = Target(**lifecycle.target_fields(loaded, instance, lambda message: None))
+    target = Target(**backup.target_fields(loaded, instance, lambda message: None))
     state = InstanceState(loaded.config.state_directory, instance.name)
     try:
         manifest = StagingCopy(Path(instance.staging_path)).manifest()

@@ -12,22 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 from pluggy import HookRelay
 
-from vl_borg_hooks import control, guard, plugins
-from vl_borg_hooks.borgmatic import calling_process
 from vl_borg_hooks.config import OptionsError
-from vl_borg_hooks.context import Backup, Target
 from vl_borg_hooks.errors import Busy, OperatorError, unexpected
-from vl_borg_hooks.hosts import Host, LocalHost, SshHost, to_disk
-from vl_borg_hooks.known import Known
+from vl_borg_hooks.plugin import manager
+from vl_borg_hooks.plugin.context import Backup, Target
+from vl_borg_hooks.runs.borgmatic import calling_process
+from vl_borg_hooks.runs.records import InstanceState, Journal
 from vl_borg_hooks.services import ServiceManager, State
-from vl_borg_hooks.signals import Interrupted
-from vl_borg_hooks.staging import StagingCopy
-from vl_borg_hooks.state import InstanceState, Journal
-from vl_borg_hooks.swap import Swap
+from vl_borg_hooks.staging.copy import StagingCopy
+from vl_borg_hooks.staging.known import Known
+from vl_borg_hooks.stop_window import guard, window
+from vl_borg_hooks.system.hosts import Host, LocalHost, SshHost, to_disk
+from vl_borg_hooks.system.signals import Interrupted
 from vl_borg_hooks.transfer import rsync
 from vl_borg_hooks.transfer.progress import Reporter, human_bytes
 from vl_borg_hooks.victorialogs import changes, freeze, lock
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
+from vl_borg_hooks.victorialogs.swap import Swap
 
 if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance, LoadedConfig
@@ -50,7 +51,7 @@ def back_up(
     Raises Busy where another run or another borgmatic has one of them, OperatorError for all else;
     nothing is published then.
     """
-    hook = plugins.manager().hook
+    hook = manager.manager().hook
     holder = calling_process()
     backups = [
         Backup(
@@ -128,7 +129,7 @@ def _copy(hook: HookRelay, backup: Backup, state: InstanceState) -> None:
     # Left to the kernel, gigabytes may be written just when VictoriaLogs stops and waits for the
     # disk itself.
     to_disk(LocalHost(), str(backup.staging.path))
-    with control.stop_window(hook, backup, state, "before-create"):
+    with window.stop_window(hook, backup, state, "before-create"):
         if backup.listing is not None:
             now = changes.read(backup.host, backup.data_directory, backup.listing)
             backup.delta = changes.delta(backup.listing, now)
@@ -200,7 +201,7 @@ def recover_all(
 
     Without `wait` a run that is on is no error: it finishes by itself.
     """
-    hook = plugins.manager().hook
+    hook = manager.manager().hook
     for instance in instances:
         target = Target(**target_fields(loaded, instance, say))
         state = InstanceState(loaded.config.state_directory, instance.name)
@@ -212,7 +213,7 @@ def recover_all(
                 with alone() if wait else state.run_lock("recover", wait=0):
                     seconds = _recover_one(hook, target, state)
                 # Not alone: whoever wants to begin a backup now need not wait for us.
-                control.watch(hook, target, seconds, alone)
+                window.watch(hook, target, seconds, alone)
         except Busy as busy:
             say(f"{busy}: nothing to recover")
 
@@ -224,7 +225,7 @@ def _recover_one(hook: HookRelay, target: Target, state: InstanceState) -> float
     if journal is None:
         target.reporter.say("nothing to recover")
     elif journal.found_running:
-        seconds = control.stop_may_come(target)
+        seconds = window.stop_may_come(target)
     recover(hook, target, state)
     if state.lease_holder() is None:
         state.release_lease()
@@ -243,18 +244,18 @@ def recover(hook: HookRelay, target: Target, state: InstanceState) -> bool:
     swap = Swap(target.host, target.data_directory, journal.replaced or ())
     target.reporter.say(f"a {journal.command} was killed: bringing VictoriaLogs back")
     if journal.replaced is not None:
-        control.stop_again(target)
-        with control.locked(target):
+        window.stop_again(target)
+        with window.locked(target):
             swap.undo()
             # Undone for good: to undo it again would take what a server makes from here on for
             # the restore's.
             state.note(Journal(journal.command, journal.found_running))
     if journal.found_running:
-        control.bring_back(hook, target)
+        window.bring_back(hook, target)
     else:
-        control.stop_again(target)
+        window.stop_again(target)
     swap.clean_up()
-    control.clear_journal(target, state)
+    window.clear_journal(target, state)
     target.reporter.say(f"VictoriaLogs is {target.service.state().value} again, as it was found")
     return True
 
@@ -275,7 +276,7 @@ def check_ready(target: Target) -> None:
             hint="data_path should be what -storageDataPath of VictoriaLogs says",
         )
     target.service.check()
-    target.found = control.find_state(target)
+    target.found = window.find_state(target)
 
 
 @contextlib.contextmanager
@@ -320,7 +321,7 @@ def explained(target: Target) -> Iterator[None]:
 
 def _explain(target: Target, error: OperatorError) -> None:
     error.instance = error.instance or target.name
-    error.state = error.state or control.describe_state(target)
+    error.state = error.state or window.describe_state(target)
 
 
 def target_fields(loaded: LoadedConfig, instance: Instance, say: Say) -> dict[str, Any]:
@@ -340,7 +341,7 @@ def _service(loaded: LoadedConfig, instance: Instance, host: Host) -> ServiceMan
     index = loaded.config.instances.index(instance)
     ((kind, options),) = instance.service.items()
     location = ("instances", index, "service", kind)
-    factories = plugins.service_factories()
+    factories = manager.service_factories()
     if kind not in factories:
         raise loaded.error(
             location, f"is no service manager; there are: {', '.join(sorted(factories))}"

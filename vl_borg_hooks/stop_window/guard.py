@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from vl_borg_hooks import commands
-from vl_borg_hooks.context import Target
 from vl_borg_hooks.errors import CommandFailed, OperatorError
+from vl_borg_hooks.plugin.context import Target
+from vl_borg_hooks.system import commands
 
 # sd_booted(3): systemd runs the system exactly where this directory exists.
 SYSTEMD_RUNS = Path("/run/systemd/system")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from vl_borg_hooks import hookspecs
 from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.plugin import hookspecs
 
 if TYPE_CHECKING:
     from vl_borg_hooks.services import ServiceFactory
@@ -20,10 +20,10 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 BUILT_IN = (
     "vl_borg_hooks.services.systemd",
     "vl_borg_hooks.services.command",
-    "vl_borg_hooks.control",
-    "vl_borg_hooks.space",
-    "vl_borg_hooks.transfer.passes",
-    "vl_borg_hooks.publish",
+    "vl_borg_hooks.stop_window.window",
+    "vl_borg_hooks.steps.space",
+    "vl_borg_hooks.steps.passes",
+    "vl_borg_hooks.steps.publish",
 )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vl_borg_hooks import lifecycle
+from vl_borg_hooks.actions import backup
 from vl_borg_hooks.config import ConfigError, describe
-from vl_borg_hooks.context import Target
 from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.plugin.context import Target
 
 if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance, LoadedConfig
@@ -20,7 +20,7 @@ def problems(loaded: LoadedConfig, instances: Sequence[Instance]) -> list[str]:
     for instance in instances:
         location = ("instances", loaded.config.instances.index(instance))
         try:
-            lifecycle.check_ready(Target(**lifecycle.target_fields(loaded, instance, _silent)))
+            backup.check_ready(Target(**backup.target_fields(loaded, instance, _silent)))
         except ConfigError as error:
             found += error.errors
         except OperatorError as error:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from vl_borg_hooks import commands
 from vl_borg_hooks.errors import CommandFailed, OperatorError
+from vl_borg_hooks.system import commands
 
 # ssh(1), "EXIT STATUS": 255 where ssh itself failed, else the status of the remote command.
 SSH_FAILED = 255

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from vl_borg_hooks.context import Backup, Restore
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.hosts import LocalHost
-from vl_borg_hooks.plugins import hookimpl
+from vl_borg_hooks.plugin.context import Backup, Restore
+from vl_borg_hooks.plugin.manager import hookimpl
+from vl_borg_hooks.system.hosts import LocalHost
 from vl_borg_hooks.transfer import PassResult, rsync
 from vl_borg_hooks.victorialogs import changes, lock
 from vl_borg_hooks.victorialogs import freeze as links

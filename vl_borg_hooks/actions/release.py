@@ -1,6 +1,6 @@
 """`after-create`: the way out of a backup.
 
-Apart from lifecycle.py, whose imports would be most of the time that this takes.
+Apart from backup.py, whose imports would be most of the time that this takes.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from vl_borg_hooks.borgmatic import calling_process
-from vl_borg_hooks.state import InstanceState
+from vl_borg_hooks.runs.borgmatic import calling_process
+from vl_borg_hooks.runs.records import InstanceState
 
 if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance, LoadedConfig

@@ -23,9 +23,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import final
 
-from vl_borg_hooks import commands, files
 from vl_borg_hooks.errors import InvalidCopy
-from vl_borg_hooks.staging import Directory, Manifest, Partition, StagingCopy, Sums
+from vl_borg_hooks.staging.copy import StagingCopy
+from vl_borg_hooks.staging.inventory import Directory, Sums
+from vl_borg_hooks.staging.manifest import Manifest, Partition
+from vl_borg_hooks.system import commands, files
 from vl_borg_hooks.victorialogs.parts import partition_of
 
 # Below an instance's state directory: the checksum of the inventory, when the copy was last compared

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 
 from pluggy import HookRelay
 
-from vl_borg_hooks import guard, signals
-from vl_borg_hooks.context import Target
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.plugins import hookimpl
+from vl_borg_hooks.plugin.context import Target
+from vl_borg_hooks.plugin.manager import hookimpl
+from vl_borg_hooks.runs.records import InstanceState, Journal
 from vl_borg_hooks.services import State
-from vl_borg_hooks.state import InstanceState, Journal
+from vl_borg_hooks.stop_window import guard
+from vl_borg_hooks.system import signals
 from vl_borg_hooks.victorialogs import lock
 
 POLL_SECONDS = 0.001

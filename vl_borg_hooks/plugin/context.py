@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vl_borg_hooks.hosts import Host, LocalHost, Owner
 from vl_borg_hooks.services import ServiceManager, State
-from vl_borg_hooks.staging import StagingCopy
+from vl_borg_hooks.staging.copy import StagingCopy
+from vl_borg_hooks.system.hosts import Host, LocalHost, Owner
 from vl_borg_hooks.victorialogs.http import Client
 from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
 
 if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance
-    from vl_borg_hooks.known import Known, Notes
+    from vl_borg_hooks.staging.known import Known, Notes
     from vl_borg_hooks.transfer import PassResult
     from vl_borg_hooks.transfer.progress import Reporter
     from vl_borg_hooks.victorialogs.changes import Delta, Listing

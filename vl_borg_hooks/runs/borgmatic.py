@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.state import Holder
+from vl_borg_hooks.runs.records import Holder
 
 
 def calling_process() -> Holder:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-from vl_borg_hooks import verify
-from vl_borg_hooks.context import Backup
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
-from vl_borg_hooks.hosts import LocalHost, to_disk
-from vl_borg_hooks.known import Notes
-from vl_borg_hooks.plugins import hookimpl
-from vl_borg_hooks.staging import Manifest, walk
+from vl_borg_hooks.plugin.context import Backup
+from vl_borg_hooks.plugin.manager import hookimpl
+from vl_borg_hooks.staging import verify
+from vl_borg_hooks.staging.known import Notes
+from vl_borg_hooks.staging.manifest import Manifest
+from vl_borg_hooks.staging.walk import walk
+from vl_borg_hooks.system.hosts import LocalHost, to_disk
 from vl_borg_hooks.victorialogs import parts
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
 

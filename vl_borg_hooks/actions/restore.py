@@ -11,20 +11,25 @@ from typing import TYPE_CHECKING
 
 from pluggy import HookRelay
 
-from vl_borg_hooks import control, guard, lifecycle, plugins, signals
-from vl_borg_hooks.borgmatic import extract_destination
-from vl_borg_hooks.context import Restore
+from vl_borg_hooks.actions import backup
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
-from vl_borg_hooks.hosts import LocalHost, Owner, to_disk
+from vl_borg_hooks.plugin import manager
+from vl_borg_hooks.plugin.context import Restore
+from vl_borg_hooks.runs.borgmatic import extract_destination
+from vl_borg_hooks.runs.records import InstanceState, Journal
 from vl_borg_hooks.services import State
-from vl_borg_hooks.staging import Manifest, Partition, StagingCopy, find_copies, walk
-from vl_borg_hooks.state import InstanceState, Journal
-from vl_borg_hooks.swap import Swap, present
+from vl_borg_hooks.staging.copy import StagingCopy, find_copies
+from vl_borg_hooks.staging.manifest import Manifest, Partition
+from vl_borg_hooks.staging.verify import differences, verify
+from vl_borg_hooks.staging.walk import walk
+from vl_borg_hooks.stop_window import guard, window
+from vl_borg_hooks.system import signals
+from vl_borg_hooks.system.hosts import LocalHost, Owner, to_disk
 from vl_borg_hooks.transfer import rsync
 from vl_borg_hooks.transfer.progress import human_bytes
-from vl_borg_hooks.verify import differences, verify
 from vl_borg_hooks.victorialogs import lock
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
+from vl_borg_hooks.victorialogs.swap import Swap, present
 
 if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance, LoadedConfig
@@ -62,14 +67,14 @@ def restore(
             f"{root} holds copies of {', '.join(sorted(copies))}, none of {', '.join(missing)}",
             hint="is this the archive, and is this the config, that you mean?",
         )
-    hook = plugins.manager().hook
+    hook = manager.manager().hook
     for instance in chosen:
         target = Restore(
-            **lifecycle.target_fields(loaded, instance, say),
+            **backup.target_fields(loaded, instance, say),
             copy=copies[instance.name],
             start_if_stopped=start,
         )
-        with lifecycle.run(loaded, target, "restore") as state, lifecycle.explained(target):
+        with backup.run(loaded, target, "restore") as state, backup.explained(target):
             _restore_one(hook, target, state, dry_run=dry_run)
 
 
@@ -104,7 +109,7 @@ def _restore_one(hook: HookRelay, target: Restore, state: InstanceState, *, dry_
     ours = target.copy.path.resolve() == Path(target.instance.staging_path).resolve()
     manifest = verify(target.copy, linked=ours).raise_problems()
     if not dry_run:
-        lifecycle.recover(hook, target, state)
+        backup.recover(hook, target, state)
     _check_ready(target, manifest)
     expired = _expired(target, manifest)
     error: BaseException | None = None
@@ -153,27 +158,27 @@ def _replace(
     found_running = target.found is State.RUNNING
     try:
         if found_running:
-            with control.stop_window(hook, target, state, "restore", settle=False):
+            with window.stop_window(hook, target, state, "restore", settle=False):
                 _wait_stopped(target)
                 _swap(target, state)
         else:
             guard.arm(target)
             with lock.hold(target.host, target.data_directory):
                 _swap(target, state)
-            control.bring_back(hook, target)
+            window.bring_back(hook, target)
         _prove(target, manifest, expired)
     except BaseException as error:
         with signals.held_back():
-            undone = lifecycle.recover(hook, target, state)
+            undone = backup.recover(hook, target, state)
         told = error.error if isinstance(error, signals.Interrupted) else error
         if undone and isinstance(told, OperatorError):
-            told.state = f"{control.describe_state(target)}, on the data that was there before"
+            told.state = f"{window.describe_state(target)}, on the data that was there before"
         raise
     to_disk(target.host, target.data_directory)
     # From here on the restored data stays, whatever happens.
     state.note(Journal("restore", found_running or target.start_if_stopped))
     if not found_running and not target.start_if_stopped:
-        control.stop_again(target)
+        window.stop_again(target)
         target.reporter.say(f"stopped, as it was found; to start: {target.service.start_command()}")
     Swap(target.host, target.data_directory).clean_up()
     state.clear_journal()
@@ -197,7 +202,7 @@ def _wait_stopped(target: Restore) -> None:
     while target.service.state() is not State.STOPPED:
         if time.monotonic() >= deadline:
             raise OperatorError(f"{target.service.description} did not stop")
-        time.sleep(control.POLL_SECONDS)
+        time.sleep(window.POLL_SECONDS)
 
 
 def _prove(target: Restore, manifest: Manifest, expired: Sequence[Partition]) -> None:

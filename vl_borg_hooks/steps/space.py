@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 
-from vl_borg_hooks.context import Backup
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.hosts import LocalHost
-from vl_borg_hooks.plugins import hookimpl
+from vl_borg_hooks.plugin.context import Backup
+from vl_borg_hooks.plugin.manager import hookimpl
+from vl_borg_hooks.system.hosts import LocalHost
 from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import changes
 

@@ -1,0 +1,1 @@
+"""The public API for plugins: the hooks, how plugins are found, what hooks are called with."""

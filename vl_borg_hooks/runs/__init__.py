@@ -1,0 +1,1 @@
+"""What outlives a run: lock, journal, lease; the borgmatic that runs us."""

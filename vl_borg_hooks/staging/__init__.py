@@ -1,0 +1,1 @@
+"""A copy of a data directory: mirror, inventory, manifest, proof."""

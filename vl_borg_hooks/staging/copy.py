@@ -1,0 +1,115 @@
+"""A copy of a data directory: its mirror, its inventory, and the manifest that publishes it.
+
+A staging copy is a directory with
+
+    data/            the mirror of the data path
+    inventory.jsonl  one line per directory of the mirror: its path and the size of each file
+    manifest.json    written last: from then on the copy may be archived
+
+An extracted copy is the same, come back out of an archive.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vl_borg_hooks.errors import InvalidCopy
+from vl_borg_hooks.staging import inventory, manifest
+from vl_borg_hooks.staging.inventory import INVENTORY, Directory, Totals
+from vl_borg_hooks.staging.manifest import MANIFEST, Manifest
+from vl_borg_hooks.staging.walk import walk
+from vl_borg_hooks.system import files
+
+DATA = "data"
+# Where an extraction may have put a copy below the directory that the operator names.
+SEARCHED_DIRECTORIES = 10_000
+
+
+@dataclass(frozen=True)
+class StagingCopy:
+    """A staging or extracted copy at `path`."""
+
+    path: Path
+
+    @property
+    def data(self) -> Path:
+        """The mirror."""
+        return self.path / DATA
+
+    @property
+    def manifest_path(self) -> Path:
+        """The manifest, whose presence publishes the copy."""
+        return self.path / MANIFEST
+
+    @property
+    def inventory_path(self) -> Path:
+        """The inventory."""
+        return self.path / INVENTORY
+
+    def create(self) -> None:
+        """Make the directory where it is missing, for us only; raises OperatorError."""
+        files.private_directory(self.path)
+        files.private_directory(self.data)
+
+    def unpublish(self) -> None:
+        """Withdraw the copy: nothing may be archived from now on; raises OperatorError."""
+        files.remove(self.manifest_path)
+
+    def publish(self, new: Manifest) -> None:
+        """Write the manifest: from now on the copy may be archived; raises OperatorError."""
+        content = new.model_dump_json(indent=2)
+        files.write_atomically(self.manifest_path, content.encode() + b"\n")
+
+    def manifest(self) -> Manifest:
+        """Return the manifest; raises InvalidCopy."""
+        return manifest.read(self.manifest_path)
+
+    def write_inventory(self, directories: Iterable[Directory] | None = None) -> Totals:
+        """List all files of the mirror, as they are or as `directories` that were walked tell.
+
+        Raises InvalidCopy for what no mirror may hold.
+        """
+        present = walk(self.data) if directories is None else directories
+        return inventory.write(self.inventory_path, present)
+
+    def read_inventory(self, expected_sha256: str) -> Iterator[Directory]:
+        """Yield what the inventory lists; raises InvalidCopy, at the end for a wrong checksum."""
+        return inventory.read(self.inventory_path, expected_sha256)
+
+
+def find_copies(root: Path) -> list[StagingCopy]:
+    """Return the copies at or below `root`, wherever an extraction has put them.
+
+    Raises InvalidCopy where there is none.
+    """
+    found: list[StagingCopy] = []
+    pending = [root]
+    for _ in range(SEARCHED_DIRECTORIES):
+        if not pending:
+            break
+        directory = pending.pop()
+        try:
+            with os.scandir(directory) as entries:
+                kinds = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+        except OSError as error:
+            if directory == root:
+                raise InvalidCopy(f"{root}: can't be read: {error.strerror}") from None
+            continue
+        if MANIFEST in kinds and kinds.get(DATA):
+            found.append(StagingCopy(directory))
+        else:
+            pending += [directory / name for name, is_directory in kinds.items() if is_directory]
+    if pending:
+        raise InvalidCopy(
+            f"{root}: has more than {SEARCHED_DIRECTORIES} directories to look for a copy in",
+            hint=f"name the directory itself that holds {MANIFEST}",
+        )
+    if not found:
+        raise InvalidCopy(
+            f"{root}: holds no staging copy: no {MANIFEST} beside a {DATA} directory",
+            hint="name the directory that borgmatic extract wrote to",
+        )
+    return found

@@ -1,0 +1,146 @@
+"""The inventory: one line per directory of a mirror, its path and the size of each file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, final
+
+from vl_borg_hooks.errors import InvalidCopy, OperatorError
+from vl_borg_hooks.system import files
+from vl_borg_hooks.victorialogs.parts import counted_bytes, is_part_name
+
+INVENTORY = "inventory.jsonl"
+# An inventory line has the files of one directory: a part has some twenty.
+LARGEST_INVENTORY_LINE = 16 << 20
+
+
+class Sums(NamedTuple):
+    """What the files of a directory add up to."""
+
+    files: int
+    bytes: int
+    # What VictoriaLogs' metadata counts of a part; None for other directories.
+    counted: int | None
+
+
+@final
+class Directory:
+    """One directory of a mirror, as a walk finds it or as a line of an inventory has it."""
+
+    __slots__ = ("_files", "_line", "_sums", "changed", "path")
+
+    def __init__(
+        self,
+        path: str,
+        files: dict[str, int] | None = None,
+        *,
+        changed: int = 0,
+        line: bytes = b"",
+        sums: Sums | None = None,
+    ) -> None:
+        """Take `files`, the size in bytes by name, or the `line` that lists them.
+
+        `path` is relative to the mirror.
+        """
+        self.path = path
+        # When it last changed, in nanoseconds since 1970, where that tells whether it has changed
+        # since: 0 for one that has others in it, or that changed only just now.
+        self.changed = changed
+        self._files = files
+        self._line = line
+        self._sums = sums
+
+    @property
+    def files(self) -> dict[str, int]:
+        """The size in bytes of each file by its name."""
+        if self._files is None:
+            _, self._files = json.loads(self._line)
+        return self._files or {}
+
+    @property
+    def line(self) -> bytes:
+        """The line of an inventory."""
+        return self._line or json.dumps([self.path, self.files]).encode() + b"\n"
+
+    @property
+    def sums(self) -> Sums:
+        """What its files add up to."""
+        if self._sums is not None:
+            return self._sums
+        files = self.files
+        return Sums(len(files), sum(files.values()), counted_bytes(self.path, files))
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What both an inventory and a walk are in order of."""
+        return tuple(self.path.split("/")) if self.path else ()
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What an inventory adds up to."""
+
+    files: int
+    bytes: int
+    sha256: str
+
+
+def write(path: Path, directories: Iterable[Directory]) -> Totals:
+    """Write `directories` to the inventory `path`, and return what they add up to.
+
+    Raises InvalidCopy for what no mirror may hold.
+    """
+    digest = hashlib.sha256()
+    count = size = 0
+    try:
+        # Under another name: the last one is read meanwhile.
+        new = path.with_name(f".{INVENTORY}.new")
+        with open(new, "wb", opener=files.private) as inventory:
+            for directory in directories:
+                line, sums = directory.line, directory.sums
+                inventory.write(line)
+                digest.update(line)
+                count += sums.files
+                size += sums.bytes
+        os.replace(new, path)
+    except OSError as error:
+        raise OperatorError(f"could not write {path}: {error.strerror}") from None
+    return Totals(count, size, digest.hexdigest())
+
+
+def read(path: Path, expected_sha256: str) -> Iterator[Directory]:
+    """Yield what the inventory lists; raises InvalidCopy, at the end for a wrong checksum."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb", opener=files.regular) as inventory:
+            while line := inventory.readline(LARGEST_INVENTORY_LINE):
+                digest.update(line)
+                yield _parse_line(path, line)
+    except files.NotRegular:
+        raise InvalidCopy(f"{path}: is no regular file") from None
+    except OSError as error:
+        raise InvalidCopy(f"{path}: can't be read: {files.reason(error)}") from None
+    if digest.hexdigest() != expected_sha256:
+        raise InvalidCopy(f"{path}: does not match the manifest's checksum")
+
+
+def _parse_line(inventory: Path, line: bytes) -> Directory:
+    try:
+        path, sizes = json.loads(line)
+    except (ValueError, TypeError, RecursionError):
+        raise InvalidCopy(f"{inventory}: has a line that is no entry") from None
+    # Of what a walk can't come to, nothing is told either: it is not below the mirror.
+    if not (
+        isinstance(path, str)
+        and (not path or all(map(is_part_name, path.split("/"))))
+        and isinstance(sizes, dict)
+        and all(map(is_part_name, sizes))
+        and all(type(size) is int and size >= 0 for size in sizes.values())
+    ):
+        raise InvalidCopy(f"{inventory}: has a line that is no entry")
+    return Directory(path, sizes)

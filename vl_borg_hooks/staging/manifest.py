@@ -1,0 +1,93 @@
+"""The manifest: what a published copy is, where it is from, what it holds, how it was made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from vl_borg_hooks import __version__
+from vl_borg_hooks.errors import InvalidCopy
+from vl_borg_hooks.system import files
+from vl_borg_hooks.victorialogs.parts import is_part_name
+
+FORMAT: Literal[1] = 1
+MANIFEST = "manifest.json"
+# A manifest has a line for each day of logs: a century of days is 4 MB.
+LARGEST_MANIFEST = 16 << 20
+# More than any disk holds of anything, and a number that is printed, summed and compared safely.
+LARGEST_NUMBER = 10**30
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("holds what no terminal shows as it is")
+    return text
+
+
+def _name(name: str) -> str:
+    if not is_part_name(name):
+        raise ValueError("is no name of a directory")
+    return name
+
+
+# What a stranger's manifest may say: it is shown to the operator, and calculated with.
+Shown = Annotated[str, AfterValidator(_printable)]
+Number = Annotated[int, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
+
+
+class Partition(BaseModel):
+    """What one partition of a copy holds. Timestamps are in nanoseconds since 1970."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: Annotated[str, AfterValidator(_name)]
+    rows: Number
+    min_timestamp: Number | None
+    max_timestamp: Number | None
+
+
+class Manifest(BaseModel):
+    """What a published copy is: where it is from, what it holds, how it was made."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    format: Literal[1] = FORMAT
+    created_by: str = f"vl-borg-hooks {__version__}"
+    instance: Shown
+    created: Shown
+    data_path: str
+    victorialogs_version: str
+    owner: tuple[int, int] | None
+    rows: Number
+    files: Number
+    bytes: Number
+    partitions: list[Partition]
+    warm_seconds: float | None
+    final_seconds: float
+    downtime_seconds: float | None
+    # When the last changes were copied: see `final_pass` in the config.
+    final_pass: Literal["frozen", "stopped"]
+    # Whether the staging copy shared files with the data, as hard links on one filesystem.
+    linked: bool
+    inventory_sha256: str
+
+
+def read(path: Path) -> Manifest:
+    """Return the manifest in the file `path`; raises InvalidCopy."""
+    parsed = files.read_json(path, LARGEST_MANIFEST)
+    version = parsed.get("format") if isinstance(parsed, dict) else None
+    if version != FORMAT:
+        raise InvalidCopy(
+            f"{path}: has format {version!r}, this version reads {FORMAT}",
+            hint="use the version of vl-borg-hooks that its created_by names, or a newer one",
+        )
+    try:
+        # JSON has no tuples: strict Python validation would refuse the list it gives instead.
+        return Manifest.model_validate_json(json.dumps(parsed))
+    except (ValidationError, RecursionError) as error:
+        problem = error.errors()[0] if isinstance(error, ValidationError) else None
+        where = ".".join(map(str, problem["loc"])) or "text" if problem else "nesting"
+        raise InvalidCopy(f"{path}: is no manifest: {where} is wrong") from None

@@ -1,0 +1,89 @@
+"""A walk through a mirror, which trusts nothing that it finds."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from operator import attrgetter
+from pathlib import Path
+from typing import Protocol
+
+from vl_borg_hooks.errors import InvalidCopy
+from vl_borg_hooks.staging.inventory import Directory
+
+# VictoriaLogs nests four deep: partitions/YYYYMMDD/datadb/PART.
+DEEPEST = 16
+# The kernel stamps files with the time of its last tick, and some filesystems in whole seconds: a
+# directory that changed this shortly before it was looked at may change again and keep its time.
+TOO_YOUNG_NANOSECONDS = 2_000_000_000
+
+
+class Before(Protocol):
+    """What is known of the directories of a mirror from before, asked in the order of a walk."""
+
+    def find(self, path: str) -> Directory | None:
+        """Return directory `path` as it was then, None where there was none."""
+
+    def touch(self, path: str) -> None:
+        """Take note that directory `path` is not as it was then."""
+
+
+def walk(root: Path, *, linked: bool = False, known: Before | None = None) -> Iterator[Directory]:
+    """Yield every directory below `root` and itself, in a fixed order, following no link.
+
+    What is `known` and has not changed since is taken from there.
+
+    Raises InvalidCopy for links, devices, FIFOs and sockets, for names that no terminal shows as
+    they are, for a tree deeper than any of VictoriaLogs', and, unless it may be `linked`, for hard
+    links to what lies outside of `root`.
+    """
+    links: dict[tuple[int, int], list[Path]] = {}
+    too_young = time.time_ns() - TOO_YOUNG_NANOSECONDS
+    pending = [("", 0)]
+    while pending:
+        path, changed = pending.pop()
+        before = known.find(path) if known else None
+        if before and before.changed == changed != 0:
+            yield before
+            continue
+        if path.count("/") >= DEEPEST:
+            raise InvalidCopy(f"{root / path}: is nested deeper than {DEEPEST} directories")
+        sizes: dict[str, int] = {}
+        children: list[tuple[str, int]] = []
+        try:
+            with os.scandir(f"{root}/{path}") as entries:
+                for entry in sorted(entries, key=attrgetter("name")):
+                    if not entry.name.isprintable():
+                        raise InvalidCopy(f"{root / path / entry.name}: is no name in a copy")
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(status.st_mode):
+                        child = f"{path}/{entry.name}" if path else entry.name
+                        children.append((child, status.st_ctime_ns))
+                    elif stat.S_ISREG(status.st_mode):
+                        sizes[entry.name] = status.st_size
+                        if status.st_nlink > 1 and not linked:
+                            _note_link(links, status, root / path / entry.name)
+                    else:
+                        raise InvalidCopy(f"{root / path / entry.name}: is no file or directory")
+        except OSError as error:
+            raise InvalidCopy(f"{root / path}: can't be read: {error.strerror}") from None
+        if known and (before is None or before.files != sizes):
+            known.touch(path)
+        tells = not children and changed < too_young
+        yield Directory(path, sizes, changed=changed if tells else 0)
+        pending += reversed(children)
+    for paths in links.values():
+        raise InvalidCopy(f"{paths[0]}: is a hard link to a file outside of the copy")
+
+
+def _note_link(
+    links: dict[tuple[int, int], list[Path]], status: os.stat_result, path: Path
+) -> None:
+    """Note one of the names of a file; the file is forgotten once all of its names were seen."""
+    key = (status.st_dev, status.st_ino)
+    names = links.setdefault(key, [])
+    names.append(path)
+    if len(names) == status.st_nlink:
+        del links[key]

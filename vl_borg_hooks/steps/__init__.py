@@ -1,0 +1,1 @@
+"""The built-in plugins, on the same hooks as anybody's."""

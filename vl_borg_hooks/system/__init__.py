@@ -1,0 +1,1 @@
+"""Hosts, commands, files, signals: what the rest stands on."""
