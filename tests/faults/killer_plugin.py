@@ -148,15 +148,6 @@ def _command(argv: list[str]) -> str:
     return f"command {' '.join([os.path.basename(argv[0]), *argv[1:2]])}"
 
 
-class _Popen(subprocess.Popen[Any]):
-    """The guard and the lock over ssh are started with this."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        event("process start")
-        super().__init__(*arguments, **options)
-        event("process end")
-
-
 def _trace(frame: FrameType, kind: str, _: Any) -> Any:
     path = frame.f_code.co_filename
     if not path.startswith(PACKAGE):
@@ -173,12 +164,13 @@ for _name in HOOKS:
 
 if ACTIVE:
     _wrap_call(commands, "run", _command)
+    # The guard and the lock over ssh are started with this.
+    _wrap_call(commands, "beside", lambda *_: "process")
     for _method in ("make_directory", "rename", "remove_tree", "set_owner"):
         _wrap_call(hosts.LocalHost, _method, lambda *_, method=_method: f"disk {method}")
     for _function in ("write_atomically", "remove"):
         _wrap_call(files, _function, lambda path, *_, what=_function: f"disk {what} {path.name}")
     _wrap_call(records.InstanceState, "_take", lambda *_: "run lock")
-    subprocess.Popen = _Popen  # type: ignore[misc]
     if "VL_FAULTS_LINES" in os.environ:
         sys.settrace(_trace)
         _frame: FrameType | None = sys._getframe()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -78,16 +77,7 @@ def _start_process(argv: list[str]) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
         receiving.bind(_socket_address(address))
         receiving.settimeout(POLL_SECONDS)
-        # Not through sh: it must not wait for this one, which is to live on without us.
-        guard = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd="/",
-            env={**os.environ, _NOTIFY: address},
-        )
+        guard = commands.beside(argv, outlives_us=True, environment={_NOTIFY: address})
         deadline = time.monotonic() + ARM_SECONDS
         while not _is_ready(receiving):
             if guard.poll() is not None or time.monotonic() >= deadline:

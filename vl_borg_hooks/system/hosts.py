@@ -6,7 +6,6 @@ import contextlib
 import os
 import shlex
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -256,14 +255,7 @@ class SshHost:
         with tempfile.TemporaryDirectory(prefix="vl-borg-hooks-") as directory:
             path = f"{directory}/ssh"
             argv = [*self.transport(), "-M", "-N", "-S", path, "--", self._address]
-            # Not through sh: it is to run beside all the others, and to end with us.
-            with subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                preexec_fn=commands.die_with_parent(),  # noqa: PLW1509 - one thread at this time
-            ) as master:
+            with commands.beside(argv, dies_with_us=True) as master:
                 deadline = time.monotonic() + CONNECT_TIMEOUT
                 while master.poll() is None and time.monotonic() < deadline:
                     if os.path.exists(path):
@@ -294,7 +286,7 @@ class SshHost:
         self, argv: Sequence[str], *, ok: Collection[int] = (0,), timeout: float | None = None
     ) -> commands.Completed:
         """Run `argv` there; raises CommandFailed, which tells an unreachable host apart."""
-        completed = commands.run(self.argv(argv), ok=range(-64, 256), timeout=timeout)
+        completed = commands.run(self.argv(argv), ok=commands.ANY_STATUS, timeout=timeout)
         if completed.exit_status == SSH_FAILED:
             raise CommandFailed(
                 f"{self.destination} could not be reached over ssh: {completed.last_line}",

@@ -119,7 +119,7 @@ def copy(
         try:
             completed = commands.run(
                 argv,
-                ok=range(-64, 256),
+                ok=commands.ANY_STATUS,
                 timeout=timeout,
                 on_output=lambda text: report(parser.feed(text)),
                 dies_with_us=True,

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 
 from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.system import commands
 from vl_borg_hooks.system.hosts import Host, SshHost
 from vl_borg_hooks.victorialogs.layout import LOCK_FILE
 
@@ -98,17 +98,9 @@ def _hold_over_ssh(host: SshHost, data_path: str, wait: float) -> Iterator[None]
     path = f"{data_path}/{LOCK_FILE}"
     argv = ["flock", "--exclusive", "--conflict-exit-code", str(HELD_BY_ANOTHER)]
     argv += ["--timeout", f"{wait:g}"] if wait else ["--nonblock"]
-    # Not through sh: this one command is talked to while it runs, which subprocess does simply.
-    with subprocess.Popen(
-        host.argv([*argv, path, "cat"]),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="backslashreplace",
-    ) as holder:
+    with commands.beside(host.argv([*argv, path, "cat"]), talks=True) as holder:
         if holder.stdin is None or holder.stdout is None or holder.stderr is None:
-            raise AssertionError("subprocess.PIPE gives all three streams")
+            raise AssertionError("one that talks has all three streams")
         try:
             with contextlib.suppress(BrokenPipeError):
                 holder.stdin.write("held\n")
