@@ -32,7 +32,7 @@ import pluggy
 import vl_borg_hooks
 from vl_borg_hooks.plugin import hookspecs
 from vl_borg_hooks.runs import records
-from vl_borg_hooks.system import commands, files, hosts
+from vl_borg_hooks.system import commands, files, local
 
 MESSAGE = "what nobody expected"
 HOOKS = [name for name, value in vars(hookspecs).items() if hasattr(value, "vl_borg_hooks_spec")]
@@ -167,7 +167,7 @@ if ACTIVE:
     # The guard and the lock over ssh are started with this.
     _wrap_call(commands, "beside", lambda *_: "process")
     for _method in ("make_directory", "rename", "remove_tree", "set_owner"):
-        _wrap_call(hosts.LocalHost, _method, lambda *_, method=_method: f"disk {method}")
+        _wrap_call(local.LocalHost, _method, lambda *_, method=_method: f"disk {method}")
     for _function in ("write_atomically", "remove"):
         _wrap_call(files, _function, lambda path, *_, what=_function: f"disk {what} {path.name}")
     _wrap_call(records.InstanceState, "_take", lambda *_: "run lock")

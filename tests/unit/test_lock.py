@@ -17,7 +17,9 @@ from tests.parts.waiting import wait_until
 from tests.support import LockingServer, make_data
 from tests.unit.test_hosts import FAKE_SSH
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.system.hosts import Host, LocalHost, SshHost
+from vl_borg_hooks.system.hosts import Host
+from vl_borg_hooks.system.local import LocalHost
+from vl_borg_hooks.system.ssh import SshHost
 from vl_borg_hooks.victorialogs import lock
 
 

@@ -19,7 +19,7 @@ from vl_borg_hooks.plugin.context import Backup
 from vl_borg_hooks.services.systemd import Systemd, SystemdOptions
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.steps import passes
-from vl_borg_hooks.system.hosts import LocalHost
+from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import PassResult, rsync
 from vl_borg_hooks.transfer.progress import Reporter
 from vl_borg_hooks.victorialogs import changes

@@ -179,7 +179,7 @@ def test_progress_of_a_real_pass_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(progress, "PLAIN_LINE_SECONDS", 0)
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "file").write_bytes(bytes(1_000_000))
-    from vl_borg_hooks.system.hosts import LocalHost
+    from vl_borg_hooks.system.local import LocalHost
 
     said: list[str] = []
     result = rsync.copy(

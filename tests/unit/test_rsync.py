@@ -14,7 +14,8 @@ import pytest
 from tests.support import make_data, tree
 from tests.unit.test_hosts import FAKE_SSH
 from vl_borg_hooks.errors import CommandFailed
-from vl_borg_hooks.system.hosts import LocalHost, SshHost
+from vl_borg_hooks.system.local import LocalHost
+from vl_borg_hooks.system.ssh import SshHost
 from vl_borg_hooks.transfer import PassResult, rsync
 from vl_borg_hooks.transfer.progress import Reporter
 from vl_borg_hooks.victorialogs.layout import NOT_COPIED
@@ -372,6 +373,15 @@ def test_an_rsync_that_is_missing_there_is_said_to_be(
     program.chmod(0o755)
     with pytest.raises(CommandFailed, match="rsync was not found on u@h; install rsync there"):
         rsync.check_version(SshHost("u@h", (str(program),)))
+
+
+def test_each_host_is_asked_for_its_version_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tmp_path / "asked"
+    use_fake(tmp_path, monkeypatch, f"#!/bin/sh\necho >> {asked}; echo version 3.2.0\n")
+    rsync.check_version(LOCAL, LocalHost())
+    assert asked.read_text().count("\n") == 1
 
 
 def test_a_socket_in_the_data_is_no_reason_to_hang(data: Path, copy: Path) -> None:

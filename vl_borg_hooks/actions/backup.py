@@ -22,7 +22,8 @@ from vl_borg_hooks.services import ServiceManager, State
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.staging.known import Known
 from vl_borg_hooks.stop_window import guard, window
-from vl_borg_hooks.system.hosts import Host, LocalHost, SshHost, to_disk
+from vl_borg_hooks.system.hosts import Host
+from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.system.signals import Interrupted
 from vl_borg_hooks.transfer import rsync
 from vl_borg_hooks.transfer.progress import Reporter, human_bytes
@@ -128,7 +129,7 @@ def _copy(hook: HookRelay, backup: Backup, state: InstanceState) -> None:
     _warm_up(hook, backup)
     # Left to the kernel, gigabytes may be written just when VictoriaLogs stops and waits for the
     # disk itself.
-    to_disk(LocalHost(), str(backup.staging.path))
+    LocalHost().sync(str(backup.staging.path))
     with window.stop_window(hook, backup, state, "before-create"):
         if backup.listing is not None:
             now = changes.read(backup.host, backup.data_directory, backup.listing)
@@ -265,10 +266,8 @@ def check_ready(target: Target) -> None:
 
     Raises OperatorError for whatever is missing.
     """
-    rsync.check_version(LocalHost())
-    if isinstance(target.host, SshHost):
-        rsync.check_version(target.host)
-        target.host.run(["flock", "--version"])
+    rsync.check_version(LocalHost(), target.host)
+    target.host.check()
     if not target.host.is_directory(f"{target.data_directory}/{PARTITIONS}"):
         raise OperatorError(
             f"{target.instance.data_path} is no VictoriaLogs data directory: "

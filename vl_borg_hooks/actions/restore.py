@@ -24,7 +24,8 @@ from vl_borg_hooks.staging.verify import differences, verify
 from vl_borg_hooks.staging.walk import walk
 from vl_borg_hooks.stop_window import guard, window
 from vl_borg_hooks.system import signals
-from vl_borg_hooks.system.hosts import LocalHost, Owner, to_disk
+from vl_borg_hooks.system.hosts import Owner
+from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import rsync
 from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import lock
@@ -126,7 +127,7 @@ def _restore_one(hook: HookRelay, target: Restore, state: InstanceState, *, dry_
             target.placed = hook.place_copy(restore=target)
             _check_placed(target, manifest)
             # On disk, and while VictoriaLogs still runs: what it replaces is removed in the end.
-            to_disk(target.host, target.incoming)
+            target.host.sync(target.incoming)
             _replace(hook, target, state, manifest, expired)
         finally:
             if state.journal() is None:
@@ -140,9 +141,9 @@ def _restore_one(hook: HookRelay, target: Restore, state: InstanceState, *, dry_
 
 def _check_placed(target: Restore, manifest: Manifest) -> None:
     """Raise InvalidCopy where what lies ready to be put in place is not what was verified."""
-    if isinstance(target.host, LocalHost):
+    incoming = target.host.local_path(target.incoming)
+    if incoming is not None:
         inventory = target.copy.read_inventory(manifest.inventory_sha256)
-        incoming = Path(target.incoming)
         for problem in differences(incoming, walk(incoming), inventory):
             raise InvalidCopy(f"the copy changed while it was restored: {problem}")
 
@@ -174,7 +175,7 @@ def _replace(
         if undone and isinstance(told, OperatorError):
             told.state = f"{window.describe_state(target)}, on the data that was there before"
         raise
-    to_disk(target.host, target.data_directory)
+    target.host.sync(target.data_directory)
     # From here on the restored data stays, whatever happens.
     state.note(Journal("restore", found_running or target.start_if_stopped))
     if not found_running and not target.start_if_stopped:
@@ -233,9 +234,7 @@ def _check_ready(target: Restore, manifest: Manifest) -> None:
 
     Sets `target.found` and `target.owner`.
     """
-    rsync.check_version(LocalHost())
-    if target.host != LocalHost():
-        rsync.check_version(target.host)
+    rsync.check_version(LocalHost(), target.host)
     target.found = target.service.state()
     if target.found is State.STOPPED and lock.is_held(target.host, target.data_directory):
         raise OperatorError(

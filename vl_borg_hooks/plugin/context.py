@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vl_borg_hooks.services import ServiceManager, State
 from vl_borg_hooks.staging.copy import StagingCopy
-from vl_borg_hooks.system.hosts import Host, LocalHost, Owner
+from vl_borg_hooks.system.hosts import Host, Owner
 from vl_borg_hooks.victorialogs.http import Client
 from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
 
@@ -99,9 +98,9 @@ class Backup(Target):
     @property
     def on_one_filesystem(self) -> bool:
         """Whether the staging copy can share its files with the data, as hard links."""
+        data = self.host.local_path(self.data_directory)
         try:
-            device = os.stat(self.data_directory).st_dev
-            return isinstance(self.host, LocalHost) and os.stat(self.staging.data).st_dev == device
+            return data is not None and data.stat().st_dev == self.staging.data.stat().st_dev
         except OSError:
             return False
 

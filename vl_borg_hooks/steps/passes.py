@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Backup, Restore
 from vl_borg_hooks.plugin.manager import hookimpl
-from vl_borg_hooks.system.hosts import LocalHost
+from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import PassResult, rsync
 from vl_borg_hooks.victorialogs import changes, lock
 from vl_borg_hooks.victorialogs import freeze as links

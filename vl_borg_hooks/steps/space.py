@@ -8,7 +8,6 @@ import re
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Backup
 from vl_borg_hooks.plugin.manager import hookimpl
-from vl_borg_hooks.system.hosts import LocalHost
 from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import changes
 
@@ -29,7 +28,7 @@ def before_backup(backup: Backup) -> None:
 
     Only where the data is on this machine: a remote host's data has to be copied to be measured.
     """
-    if not isinstance(backup.host, LocalHost):
+    if backup.host.local_path(backup.data_directory) is None:
         return
     staging = backup.instance.staging_path
     one_filesystem = _device(staging) == _device(backup.data_directory)
