@@ -26,7 +26,7 @@ _POWERS = {None: 0, "K": 1, "M": 2, "G": 3, "T": 4}
 def before_backup(backup: Backup) -> None:
     """Refuse a backup for which the staging copy's filesystem, or the data's, has no room.
 
-    Only where the data is on this machine: a remote host's data has to be copied to be measured.
+    Only if the data is on this machine: a remote host's data has to be copied to be measured.
     """
     if backup.host.local_path(backup.data_directory) is None:
         return
@@ -46,7 +46,7 @@ def before_backup(backup: Backup) -> None:
 
 
 def _check_limits(backup: Backup, free_after: int) -> None:
-    """Refuse where VictoriaLogs would stop taking logs, or drop old ones, for want of room."""
+    """Refuse if VictoriaLogs would stop taking logs, or drop old ones, for want of room."""
     least = _flag(backup, "storage.minFreeDiskSpaceBytes")
     if free_after < least + RESERVE_BYTES:
         raise OperatorError(
@@ -66,7 +66,7 @@ def _check_limits(backup: Backup, free_after: int) -> None:
 
 
 def _flag(backup: Backup, name: str) -> int:
-    """Return the number in the server's flag `name`, 0 where it doesn't say."""
+    """Return the number in the server's flag `name`, 0 if it doesn't say."""
     try:
         found = _BYTES.fullmatch(backup.client.flag(name) if backup.client else "")
     except OperatorError:
@@ -89,7 +89,7 @@ def missing_bytes(backup: Backup) -> int:
 
 
 def _size(part: str) -> int:
-    """Return the bytes of the files of `part`; none where a merge has just removed it."""
+    """Return the bytes of the files of `part`; none if a merge has just removed it."""
     try:
         with os.scandir(part) as entries:
             return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)

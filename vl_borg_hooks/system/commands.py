@@ -101,13 +101,14 @@ def beside(
 ) -> subprocess.Popen[str]:
     """Start `argv` to run beside us; with `talks`, its three streams are pipes, else nothing.
 
-    `dies_with_us` has the kernel end it when we are killed, for which we may have but one thread;
+    `dies_with_us` has the kernel end it when we are killed: only while we have no other thread.
     `outlives_us` gives it a session of its own, so that what ends us does not end it.
     `environment` is added to ours. Raises OSError if it can't be started.
     """
-    # Not by sh, whose threads ask once a second, for as long as a command runs, whether it has
-    # ended, and hand over what it is to read up to 0.1 s late. What runs as long as we do, or
-    # longer, is to cost nothing; the lock over ssh is asked for in the stop window.
+    # Not by sh. It gives each command threads that look after it until it ends: they wake up every
+    # second, ten times a second if the command can be written to, and an answer comes as a call in
+    # such a thread. These commands run as long as we do, or longer, also while VictoriaLogs is
+    # stopped: meanwhile they may cost nothing, and the answer of one is to be waited for.
     streams = subprocess.PIPE if talks else subprocess.DEVNULL
     return subprocess.Popen(
         argv,

@@ -23,7 +23,7 @@ LOCK_POLL_SECONDS = 0.0005
 
 @final
 class LocalTree:
-    """A directory of this machine, looked into only when and where that is asked for."""
+    """A directory of this machine, of which only that is read which is asked for."""
 
     def __init__(self, root: str) -> None:
         self.taken = time.time_ns()
