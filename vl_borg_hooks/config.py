@@ -153,6 +153,7 @@ class Config(_Model):
     """The whole file."""
 
     instances: list[Instance] = Field(min_length=1)
+    plugins: dict[str, Any] = {}
     state_path: Annotated[str, AfterValidator(_absolute)] | None = None
 
     @property

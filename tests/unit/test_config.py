@@ -340,7 +340,7 @@ def test_paths_on_another_host_overlap_with_none_here(write: Write) -> None:
         ),
         (
             text(service="{sytemd: x.service}"),
-            ":5: instances[0].service.sytemd: is no service manager; there are: command, systemd",
+            ":5: instances[0].service.sytemd: is not a service manager; there are: command, systemd",
         ),
     ],
 )

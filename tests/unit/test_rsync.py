@@ -23,10 +23,6 @@ from vl_borg_hooks.victorialogs.layout import NOT_COPIED
 LOCAL = LocalHost()
 
 
-def say(message: str) -> None:
-    """Take what nobody reads."""
-
-
 def mirror(
     source: Path, destination: Path, *, vanishing: bool = False, timeout: float | None = None
 ) -> PassResult:
@@ -34,7 +30,7 @@ def mirror(
         (LOCAL, str(source)),
         (LOCAL, str(destination)),
         name="warm pass",
-        reporter=Reporter("default", say=say),
+        reporter=Reporter("default"),
         exclude=NOT_COPIED,
         vanishing=vanishing,
         timeout=timeout,
@@ -311,7 +307,7 @@ def test_the_ssh_command_arrives_as_it_is_whatever_is_in_it(
             source,
             destination,
             name="warm pass",
-            reporter=Reporter("default", say=say),
+            reporter=Reporter("default"),
             exclude=NOT_COPIED,
         )
         assert tree(Path(destination[1])) == expected(data)
@@ -322,9 +318,7 @@ def test_the_ssh_command_arrives_as_it_is_whatever_is_in_it(
 def test_a_host_that_cannot_be_reached_is_one_line(copy: Path) -> None:
     host = SshHost("127.0.0.1", ("ssh", "-F", "/dev/null", "-p", "1"))
     with pytest.raises(CommandFailed) as caught:
-        rsync.copy(
-            (host, "/x"), (LOCAL, str(copy)), name="warm pass", reporter=Reporter("x", say=say)
-        )
+        rsync.copy((host, "/x"), (LOCAL, str(copy)), name="warm pass", reporter=Reporter("x"))
     assert "Connection refused" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -336,7 +330,7 @@ def test_owners_are_set_where_that_is_asked(data: Path, copy: Path) -> None:
         (LOCAL, str(data)),
         (LOCAL, str(copy)),
         name="restore pass",
-        reporter=Reporter("default", say=say),
+        reporter=Reporter("default"),
         owner="12345:54321",
     )
     owners = {(path.lstat().st_uid, path.lstat().st_gid) for path in copy.rglob("*")}
@@ -373,15 +367,6 @@ def test_an_rsync_that_is_missing_there_is_said_to_be(
     program.chmod(0o755)
     with pytest.raises(CommandFailed, match="rsync was not found on u@h; install rsync there"):
         rsync.check_version(SshHost("u@h", (str(program),)))
-
-
-def test_each_host_is_asked_for_its_version_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = tmp_path / "asked"
-    use_fake(tmp_path, monkeypatch, f"#!/bin/sh\necho >> {asked}; echo version 3.2.0\n")
-    rsync.check_version(LOCAL, LocalHost())
-    assert asked.read_text().count("\n") == 1
 
 
 def test_a_socket_in_the_data_is_no_reason_to_hang(data: Path, copy: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from vl_borg_hooks.system.hosts import Host, Owner
 
 
-class State(Enum):
+class ServiceState(Enum):
     """What the service manager says of VictoriaLogs."""
 
     RUNNING = "running"
@@ -34,7 +34,7 @@ class ServiceManager(ABC):
         """What is started and stopped, for messages: `systemd unit victorialogs.service`."""
 
     @abstractmethod
-    def state(self) -> State:
+    def state(self) -> ServiceState:
         """Return the state now; waits out a start or stop that is under way."""
 
     @abstractmethod

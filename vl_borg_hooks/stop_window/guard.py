@@ -49,7 +49,7 @@ def arm(target: Target) -> None:
             commands.run(_transient_unit(target.name, argv), timeout=ARM_SECONDS)
             return
         except CommandFailed as error:
-            target.reporter.say(f"the guard is no unit of systemd but a process: {error.what}")
+            target.reporter.warn(f"the guard is no unit of systemd but a process: {error.what}")
     _start_process(argv)
 
 

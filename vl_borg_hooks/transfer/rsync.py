@@ -136,16 +136,8 @@ def copy(
     )
 
 
-def check_version(*hosts: Host) -> None:
-    """Raise CommandFailed if one of `hosts` has no rsync, or one that is too old.
-
-    What is named twice is asked once.
-    """
-    for host in dict.fromkeys(hosts):
-        _check_version(host)
-
-
-def _check_version(host: Host) -> None:
+def check_version(host: Host) -> None:
+    """Raise CommandFailed if `host` has no rsync, or one that is too old."""
     printed = host.run(["rsync", "--version"], ok=(0, 127))
     if printed.exit_status == 127:
         raise CommandFailed(f"rsync was not found on {host.name}", hint="install rsync there")
