@@ -9,17 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts.sshd import Sshd
+from tests.support import FAKE_SSH
 from vl_borg_hooks.system.hosts import Host, LocalHost, SshHost
 from vl_borg_hooks.victorialogs import changes, freeze
 
 
 @pytest.fixture(params=["here", "over ssh"])
-def host(request: pytest.FixtureRequest) -> Host:
+def host(request: pytest.FixtureRequest, tmp_path: Path) -> Host:
     if request.param == "here":
         return LocalHost()
-    sshd: Sshd = request.getfixturevalue("sshd")
-    return SshHost(sshd.destination, tuple(sshd.ssh_command))
+    program = tmp_path / "ssh"
+    program.write_text(FAKE_SSH)
+    program.chmod(0o755)
+    return SshHost("user@host", (str(program),))
 
 
 @pytest.fixture
