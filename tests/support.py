@@ -25,6 +25,11 @@ from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.staging.manifest import Manifest
 from vl_borg_hooks.system.log import logger
 
+# Whether the tests take the time to try all that they can: hours.
+ALL_KILLS = bool(os.environ.get("VL_BORG_HOOKS_ALL_KILLS"))
+# Of a property; each run tries others.
+EXAMPLES = 1000 if ALL_KILLS else 100
+
 # flock(2) from start to exit, as VictoriaLogs does; SIGTERM ends it. `start` returns at once.
 _SERVER = """\
 import fcntl, os, signal, subprocess, sys
@@ -57,6 +62,14 @@ elif action == "run":
     os.rename(pid_path + ".new", pid_path)
     while True:
         signal.pause()
+"""
+
+# What sshd does: it has the user's shell interpret the one string that it was sent.
+FAKE_SSH = """\
+#!/bin/sh
+while [ "$1" != -- ]; do shift; done
+shift 2
+exec sh -c "$1"
 """
 
 

@@ -31,7 +31,9 @@ def owned(site: Site) -> Site:
     for parent in site.root.parents:
         if parent != Path("/tmp") and parent.is_relative_to("/tmp"):
             parent.chmod(0o755)
-    unit = victoria_logs_unit(site.executable, site.data, site.port)
+    # The cache that it comes from may lie where only root may look.
+    executable = Path(shutil.copy(site.executable, site.root))
+    unit = victoria_logs_unit(executable, site.data, site.port)
     site.systemd.write_unit(site.unit, unit.replace("[Service]\n", f"[Service]\nUser={USER}\n"))
     site.write_config(
         service={"systemd": {"unit": site.unit, "command_prefix": ["sudo", "-n"]}},

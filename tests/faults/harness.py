@@ -24,12 +24,12 @@ from tests.parts.site import Site
 from tests.parts.systemd import Systemd
 from tests.parts.victoria_logs import LogServer, SteadyIngestion
 from tests.parts.waiting import wait_until
+from tests.support import ALL_KILLS
 from vl_borg_hooks.staging import verify
 
 RECOVERY_SECONDS = 10
 # Beyond this, what a run started is no longer expected to end by itself.
 LEFTOVER_SECONDS = 20
-ALL_KILLS = bool(os.environ.get("VL_BORG_HOOKS_ALL_KILLS"))
 # A site that is beyond repair fails on everything after: so many examples are enough.
 LISTED_PROBLEMS = 6
 PLUGIN = Path(__file__).with_name("killer_plugin.py")

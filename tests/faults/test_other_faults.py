@@ -46,7 +46,6 @@ from tests.parts.site import Site
 from tests.parts.systemd import victoria_logs_unit
 from tests.parts.victoria_logs import server_argv
 from tests.parts.waiting import wait_until
-from tests.setup.victoria_logs import STAND_IN
 
 # In the stop window: VictoriaLogs has stopped and we hold its lock.
 IN_WINDOW = "in the window start #1"
@@ -159,15 +158,6 @@ def starts(site: Site) -> int:
     return Path(f"{site.data}.log").read_text().count("started server at")
 
 
-def install_stand_in(site: Site, environment: Mapping[str, str], **options: Any) -> None:
-    """The stand-in, since the fault is one that the real server can't be asked for."""
-    unit = victoria_logs_unit(STAND_IN, site.data, site.port, environment=environment)
-    site.systemd.write_unit(site.unit, unit)
-    site.write_config(**options)
-    site.start()
-    site.server.ingest(OLD)
-
-
 @pytest.fixture
 def ready(site: Site) -> Site:
     """A site with rows and one published copy."""
@@ -180,14 +170,22 @@ def ready(site: Site) -> Site:
 # A stop that hangs, a start that fails.
 
 
+# How long an open request can hold a stop up, a little less in fact.
+SLOW_STOP = "-http.maxGracefulShutdownDuration=4s"
+
+
+@pytest.mark.real_victorialogs
 def test_a_stop_that_hangs(site: Site, killer: Killer) -> None:
+    """As it does for everybody who has a live tail open."""
     row = Row(
         "stop takes longer than stop_timeout (systemd)",
         ("did not stop within 1 seconds",),
         "unpublished",
     )
-    install_stand_in(site, {"STAND_IN_STOP_DELAY": "3"}, stop_timeout=1)
-    run = killer.run(site, "before-create")
+    site.install([SLOW_STOP], stop_timeout=1)
+    site.server.ingest(OLD)
+    with site.server.tail():
+        run = killer.run(site, "before-create")
     row.judge_run(site, run)
     settle(site, time.monotonic())
     site.write_config()
@@ -195,10 +193,11 @@ def test_a_stop_that_hangs(site: Site, killer: Killer) -> None:
 
 
 @contextlib.contextmanager
-def command_service(site: Site, environment: Sequence[str], **options: Any) -> Iterator[None]:
+def command_service(site: Site, stop_delay: float, **options: Any) -> Iterator[None]:
     """VictoriaLogs as an operator's own script runs it; site.unit is not used."""
-    argv = ["env", *environment, *server_argv(STAND_IN, site.data, site.port)]
-    command = [sys.executable, str(write_service(site.root / "service.py", argv))]
+    argv = server_argv(site.executable, site.data, site.port, [SLOW_STOP])
+    script = write_service(site.root / "service.py", argv, stop_delay)
+    command = [sys.executable, str(script)]
     service = {verb: [*command, verb] for verb in ("stop", "start", "status")}
     site.write_config(service={"command": service}, **options)
     try:
@@ -216,7 +215,7 @@ def command_service(site: Site, environment: Sequence[str], **options: Any) -> I
 
 def test_a_stop_that_hangs_behind_a_command(site: Site, killer: Killer) -> None:
     row = Row("stop takes longer than stop_timeout (command)", ("stop", "1 seconds"), "unpublished")
-    with command_service(site, ["STAND_IN_STOP_DELAY=3"], stop_timeout=1):
+    with command_service(site, stop_delay=3, stop_timeout=1):
         before = server_process(site).pid
         run = killer.run(site, "before-create")
         row.judge_run(site, run)
@@ -228,12 +227,17 @@ def test_a_stop_that_hangs_behind_a_command(site: Site, killer: Killer) -> None:
 
 
 @pytest.mark.parametrize("do", ["SIGKILL", "raise"])
-@pytest.mark.parametrize("delay", [2, 7])
+@pytest.mark.parametrize(
+    "delay", [2, 7, pytest.param(0, id="live tail", marks=pytest.mark.real_victorialogs)]
+)
 def test_ended_after_the_stop_command_of_a_script_that_does_not_wait(
     site: Site, killer: Killer, delay: int, do: str
 ) -> None:
-    """The server still answers while it is on its way down, long after our end."""
-    with command_service(site, [f"STAND_IN_STOP_DELAY={delay}"], stop_timeout=10):
+    """The server stops long after our end: it still answers until then, or has a live tail open."""
+    with (
+        command_service(site, delay, stop_timeout=10),
+        contextlib.nullcontext() if delay else site.server.tail(),
+    ):
         before = server_process(site).pid
         run = killer.run(site, "before-create", fault=Fault("hook stop_service end #1", do))
         assert run.status == (-9 if do == "SIGKILL" else 1)
@@ -241,7 +245,8 @@ def test_ended_after_the_stop_command_of_a_script_that_does_not_wait(
         recovery = settle(site, time.monotonic())
         assert messages(site.server.rows()) == messages(OLD)
         assert site.journal_is_empty()
-        TALLY.count(f"{do} (before-create, a stop that takes {delay} s)", recovery, "a slow stop")
+        how = f"begins after {delay} s" if delay else "waits for a live tail"
+        TALLY.count(f"{do} (before-create, a stop that {how})", recovery, "a slow stop")
 
 
 @contextlib.contextmanager
@@ -302,9 +307,21 @@ def test_a_stop_command_that_fails(ready: Site, killer: Killer) -> None:
 
 
 def failing_starts(site: Site, count: int, **options: Any) -> Path:
-    """A stand-in whose next `count` starts fail; returns the file that counts them."""
-    counter = site.root / "failing-starts"
-    install_stand_in(site, {"STAND_IN_FAIL_STARTS_FILE": str(counter)}, **options)
+    """A server whose next `count` starts fail; returns the file that counts them."""
+    counter, wrapper = site.root / "failing-starts", site.root / "wrapper"
+    wrapper.write_text(
+        f"""#!/bin/sh
+        left=$(cat {counter})
+        [ "$left" -gt 0 ] || exec {site.executable} "$@"
+        echo $((left - 1)) >{counter}
+        exit 1
+        """
+    )
+    wrapper.chmod(0o755)
+    counter.write_text("0")
+    site.executable = wrapper
+    site.install(**options)
+    site.server.ingest(OLD)
     counter.write_text(str(count))
     return counter
 
@@ -599,6 +616,7 @@ def test_staging_that_has_become_too_small(site: Site, killer: Killer, disk: Sma
     row.judge(site, run)
 
 
+@pytest.mark.real_victorialogs
 @pytest.mark.parametrize(
     ("flag", "sees"),
     [
@@ -609,12 +627,12 @@ def test_staging_that_has_become_too_small(site: Site, killer: Killer, disk: Sma
 def test_a_copy_that_would_push_victorialogs_over_its_own_limits(
     site: Site, killer: Killer, flag: str, sees: tuple[str, ...]
 ) -> None:
-    """The stand-in: the real one would take no logs, or drop them, on a disk as full as that."""
     row = Row(f"the server's own {flag}", (*sees, "VictoriaLogs is running"), "as it was")
-    install_stand_in(site, {})
+    site.install()
+    site.server.ingest(OLD)
     site.hooks("before-create")
     unlimited = (site.systemd.unit_directory / site.unit).read_text()
-    limited = victoria_logs_unit(STAND_IN, site.data, site.port, [f"-{flag}"])
+    limited = victoria_logs_unit(site.executable, site.data, site.port, [f"-{flag}"])
     site.systemd.write_unit(site.unit, limited)
     site.stop()
     site.start()

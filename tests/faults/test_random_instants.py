@@ -13,7 +13,6 @@ import pytest
 
 from tests.faults.conftest import MakeFlows
 from tests.faults.harness import (
-    ALL_KILLS,
     TALLY,
     BackupFlow,
     Flow,
@@ -24,6 +23,7 @@ from tests.faults.harness import (
     start_unit,
 )
 from tests.parts.waiting import wait_until
+from tests.support import ALL_KILLS
 
 INSTANTS = 1000 if ALL_KILLS else 100
 CONTROL_GROUPS = 100 if ALL_KILLS else 10

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _SCRIPT = '''\
-import os, pathlib, signal, subprocess, sys
+import os, pathlib, signal, subprocess, sys, time
 
 pid_file = pathlib.Path({pid_file!r})
+quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
 
 
 def is_running() -> bool:
@@ -23,7 +24,10 @@ if sys.argv[1] == "start":
     with open({log!r}, "ab") as log:
         child = subprocess.Popen({argv!r}, start_new_session=True, stdout=log, stderr=log)
     pid_file.write_text(str(child.pid))
-elif sys.argv[1] == "stop":
+elif sys.argv[1] == "stop" and {stop_delay!r}:
+    subprocess.Popen([sys.executable, __file__, "stop-late"], start_new_session=True, **quiet)
+elif sys.argv[1] in ("stop", "stop-late"):
+    time.sleep({stop_delay!r})
     if is_running():
         os.kill(int(pid_file.read_text()), signal.SIGTERM)
 else:
@@ -31,16 +35,18 @@ else:
 '''
 
 
-def write_service(script: Path, argv: Sequence[str]) -> Path:
+def write_service(script: Path, argv: Sequence[str], stop_delay: float = 0) -> Path:
     """Write the `script` that starts, stops and asks for the server `argv`; returns it.
 
-    The server outlives the script: whoever starts it sees to it that it is stopped.
+    The server outlives the script: whoever starts it sees to it that it is stopped. With
+    `stop_delay`, the script does not wait for the stop, which begins so many seconds later.
     """
     script.write_text(
         _SCRIPT.format(
             pid_file=str(script.with_suffix(".pid")),
             log=str(script.with_suffix(".log")),
             argv=list(argv),
+            stop_delay=stop_delay,
         )
     )
     return script

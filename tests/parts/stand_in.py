@@ -1,13 +1,10 @@
 #!/usr/bin/env python3
-"""A stand-in for VictoriaLogs v1.26, for machines without the real one and for faults.
+"""A stand-in for VictoriaLogs v1.51, for machines on which the real one can't be had.
 
 It keeps VictoriaLogs' promises that a backup depends on (layout, lock, parts, what a stop writes,
 what makes a start panic) and answers the few HTTP endpoints that the tests use. The contents of the
-part files are its own: neither server can read the other's data.
-
-Faults that can't be caused from outside are asked for through the environment:
-STAND_IN_STOP_DELAY (seconds that SIGTERM is ignored for), STAND_IN_START_DELAY (seconds before it
-listens), STAND_IN_FAIL_STARTS_FILE (a file with the number of starts that shall still fail).
+part files are its own: neither server can read the other's data. It causes no faults: the real one
+can be made to show all of them.
 """
 
 from __future__ import annotations
@@ -31,7 +28,6 @@ from typing import Any, NoReturn
 from urllib.parse import parse_qs, urlsplit
 
 VERSION = "victoria-logs-stand-in"
-MAX_SMALL_PARTS = 8  # one more makes the next flush merge all of them into one
 SECOND = 10**9  # in the unit of every timestamp here, nanoseconds
 DAY = 86400 * SECOND
 
@@ -41,9 +37,6 @@ FLAGS = {
     "retentionPeriod": "7d",
     "futureRetention": "2d",
     "inmemoryDataFlushInterval": "5s",
-    "retention.maxDiskSpaceUsageBytes": "0",
-    "retention.maxDiskUsagePercent": "0",
-    "storage.minFreeDiskSpaceBytes": "10000000",
     "version": "false",
 }
 UNITS = {"ms": 10**6, "s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND}
@@ -91,18 +84,14 @@ def parse_duration(text: str) -> int:
 
 
 def parse_time(text: str) -> int:
-    """An RFC 3339 time (or its date alone) as Unix nanoseconds; ValueError if it is neither."""
+    """An RFC 3339 time in UTC as Unix nanoseconds; ValueError if it is not one."""
     match = re.fullmatch(
-        r"(\d{4})-(\d\d)-(\d\d)"
-        r"(?:[T ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:Z|([+-])(\d\d):(\d\d))?)?",
+        r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?Z",
         text,
     )
     if match is None:
-        raise ValueError(f"not an RFC 3339 time: {text!r}")
-    seconds = calendar.timegm(tuple(int(match[i] or 0) for i in range(1, 7)))
-    if match[8]:
-        offset = int(match[9]) * 3600 + int(match[10]) * 60
-        seconds -= offset if match[8] == "+" else -offset
+        raise ValueError(f"not an RFC 3339 time in UTC: {text!r}")
+    seconds = calendar.timegm(tuple(int(match[i]) for i in range(1, 7)))
     return seconds * SECOND + int((match[7] or "0").ljust(9, "0"))
 
 
@@ -199,7 +188,7 @@ class Partition:
     def _listed(self, kind: str) -> list[str]:
         directory = self.path / kind
         try:
-            names: list[str] = json.loads((directory / "parts.json").read_text())
+            names: list[str] = json.loads((directory / "parts.json").read_text()) or []
         except (OSError, ValueError) as error:
             panic(f"cannot read {directory / 'parts.json'}: {error}")
         for name in names:
@@ -211,10 +200,7 @@ class Partition:
         return names
 
     def _read_rows(self, part: Path) -> list[TimedRow]:
-        expected = metadata_of(part).get("CompressedSizeBytes")
-        actual = sum(f.stat().st_size for f in part.iterdir() if f.name != "metadata.json")
-        if actual != expected:
-            panic(f"part {part} has {actual} bytes; its metadata says {expected}")
+        metadata_of(part)
         lines = (part / ROWS_FILE).read_text().splitlines()
         times = (part / TIMES_FILE).read_text().split()
         return [(int(t), json.loads(line)) for t, line in zip(times, lines, strict=True)]
@@ -225,7 +211,7 @@ class Partition:
         yield from self.memory
 
     def flush(self) -> None:
-        """Write the rows in memory as a new part; merge where there are too many parts."""
+        """Write the rows in memory as a new part."""
         if not self.memory:
             return
         self._write_streams()
@@ -233,8 +219,6 @@ class Partition:
         self._write_rows(name, self.memory)
         self.parts[name], self.memory = self.memory, []
         self._list_parts()
-        if len(self.parts) > MAX_SMALL_PARTS:
-            self.merge()
 
     def merge(self) -> None:
         """Rewrite all parts into one; the old ones vanish once parts.json no longer has them."""
@@ -306,6 +290,11 @@ class Storage:
             panic(f"cannot lock {self._lock.name}; is another server running on it? {error}")
         now = time.time_ns()
         for entry in sorted(directory.iterdir()):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir() and not any(entry.iterdir()):
+                entry.rmdir()
+                continue
             if not re.fullmatch(r"\d{8}", entry.name):
                 panic(f"unexpected name of a partition: {entry}")
             if not day_of(now - self._retention) <= entry.name <= day_of(now + self._future):
@@ -373,27 +362,15 @@ def parse_rows(body: bytes, arguments: dict[str, str]) -> list[TimedRow]:
     return rows
 
 
-def select(rows: list[TimedRow], query: str, limit: int) -> list[Row]:
-    """The answer to the few LogsQL queries that are understood; Refused for all others."""
-    parts = [part.strip() for part in query.split("|")]
-    match = re.fullmatch(r"_time:([\[(])([^,]+),([^\])]+)([\])])", parts[0])
-    if match:
-        try:
-            low, high = parse_time(match[2].strip()), parse_time(match[3].strip())
-        except ValueError as error:
-            raise Refused(str(error)) from error
-        low, high = low + (match[1] == "("), high - (match[4] == ")")
-        rows = [row for row in rows if low <= row[0] <= high]
-    elif parts[0] != "*":
-        raise Refused(f"the stand-in doesn't know the filter {parts[0]!r}")
-    if len(parts) > 1:
-        counted = re.fullmatch(r"(?:stats )?count\(\) (?:as )?(\w+)", parts[1])
-        if counted is None or len(parts) > 2:
-            raise Refused(f"the stand-in doesn't know the pipe {' | '.join(parts[1:])!r}")
-        return [{counted[1]: str(len(rows))}]
+def select(rows: list[TimedRow], query: str) -> list[Row]:
+    """The answer to the two LogsQL queries that are understood; Refused for all others."""
+    if query == "* | count() rows":
+        return [{"rows": str(len(rows))}]
+    if query != "*":
+        raise Refused(f"the stand-in doesn't know the query {query!r}")
     first = ("_stream_id", "_stream", "_msg")
     answer = []
-    for timestamp, row in rows[-limit:] if limit else rows:
+    for timestamp, row in rows:
         ordered = {"_time": format_time(timestamp)} | {name: row[name] for name in first}
         answer.append(ordered | {name: row[name] for name in sorted(row) if name not in first})
     return answer
@@ -475,7 +452,7 @@ class Handler(BaseHTTPRequestHandler):
         elif url.path == "/insert/jsonline" and self.command == "POST":
             storage.add(parse_rows(body, values))
         elif url.path == "/select/logsql/query":
-            found = select(storage.rows(), values.get("query", ""), int(values.get("limit", "0")))
+            found = select(storage.rows(), values.get("query", ""))
             return "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in found)
         else:
             raise LookupError(url.path)
@@ -495,24 +472,12 @@ def parse_flags(arguments: list[str]) -> tuple[dict[str, str], set[str]]:
     return flags, given
 
 
-def fail_if_asked() -> None:
-    """STAND_IN_FAIL_STARTS_FILE: count one failing start down, and fail."""
-    counter = os.environ.get("STAND_IN_FAIL_STARTS_FILE")
-    if counter and Path(counter).exists():
-        left = int(Path(counter).read_text() or 0)
-        if left > 0:
-            replace_file(Path(counter), str(left - 1))
-            print("FATAL: asked to fail by STAND_IN_FAIL_STARTS_FILE", file=sys.stderr)
-            sys.exit(1)
-
-
 def main() -> int:
     flags, given = parse_flags(sys.argv[1:])
     if flags["version"] != "false":
         print(VERSION)
         return 0
     print(f"{VERSION}: a stand-in for tests, not VictoriaLogs", file=sys.stderr, flush=True)
-    fail_if_asked()
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -524,19 +489,17 @@ def main() -> int:
         parse_duration(flags["futureRetention"]),
     )
     storage.open()
-    if not stop.wait(float(os.environ.get("STAND_IN_START_DELAY", "0"))):
-        host, _, port = flags["httpListenAddr"].rpartition(":")
-        server = Server((host, int(port)), storage, flags, given)
-        serving = threading.Thread(target=server.serve_forever, args=(0.05,))
-        serving.start()
-        print(f"started server at http://{flags['httpListenAddr']}/", file=sys.stderr, flush=True)
-        interval = parse_duration(flags["inmemoryDataFlushInterval"]) / SECOND
-        while not stop.wait(interval):
-            storage.flush()
-        time.sleep(float(os.environ.get("STAND_IN_STOP_DELAY", "0")))
-        server.shutdown()
-        serving.join()
-        server.server_close()
+    host, _, port = flags["httpListenAddr"].rpartition(":")
+    server = Server((host, int(port)), storage, flags, given)
+    serving = threading.Thread(target=server.serve_forever, args=(0.05,))
+    serving.start()
+    print(f"started server at http://{flags['httpListenAddr']}/", file=sys.stderr, flush=True)
+    interval = parse_duration(flags["inmemoryDataFlushInterval"]) / SECOND
+    while not stop.wait(interval):
+        storage.flush()
+    server.shutdown()
+    serving.join()
+    server.server_close()
     storage.flush()
     print("stopped", file=sys.stderr, flush=True)
     return 0

@@ -10,7 +10,8 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -90,6 +91,17 @@ class LogServer:
     def merge(self) -> None:
         """Ask for all parts to be merged; the real server does so in the background."""
         self._request("/internal/force_merge")
+
+    @contextmanager
+    def tail(self) -> Iterator[None]:
+        """Have a live tail open in the block: the real server waits for it before it stops."""
+        request = Request(f"{self.url}/select/logsql/tail?query=*")
+        try:
+            answer = _opener.open(request, timeout=self._timeout)
+        except (URLError, OSError, http.client.HTTPException) as error:
+            raise RequestRefused(f"{request.full_url}: {error}") from error
+        with answer:
+            yield
 
     def storage_rows(self, where: str = "") -> int:
         """Rows stored, as the server's metrics tell: all, or those in parts `where`, as "inmemory"."""

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from tests.support import umask
+from tests.support import EXAMPLES, umask
 from vl_borg_hooks import cli, config
 from vl_borg_hooks.config import ConfigError, Instance, load
 from vl_borg_hooks.errors import OperatorError
@@ -22,7 +22,9 @@ from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.system.ssh import SshHost
 
 MANY = settings(
-    max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
@@ -262,7 +264,7 @@ def second(data: str = "/srv/data2", staging: str = "/srv/staging2", name: str =
         ),
         ("a: *b\n", ["1: is no valid YAML: found undefined alias"]),
         ("a: \x00\n", ["is no valid YAML: "]),
-        ("[" * 5000, ["is no valid YAML: "]),
+        ("[" * 1000, ["is no valid YAML: "]),
         ("a: !!timestamp 2001-99-99\n", ["is no valid YAML: "]),
         ("a: 2001-99-99\n", ["is no valid YAML: "]),
         (b"instances: \xff\xfe\n", ["is no UTF-8 text"]),

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from tests.support import umask, write_config
+from tests.support import EXAMPLES, umask, write_config
 from vl_borg_hooks import cli, config
 from vl_borg_hooks.actions import generate
 from vl_borg_hooks.config import Config, Instance, LoadedConfig, RestoreOptions, WarmOptions
@@ -201,7 +201,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("generate")
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(name=st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=12))
 def test_any_staging_path_that_is_accepted_is_what_borg_archives(
     directory: Path, name: str

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support import FAKE_SSH
 from vl_borg_hooks.errors import CommandFailed, OperatorError
 from vl_borg_hooks.system.hosts import FileLocked, Host, Owner, Tree
 from vl_borg_hooks.system.local import LocalHost
@@ -33,13 +34,6 @@ HOSTILE = [
     "a;b|c&d>e<f#g!h\\i",
     "ünïcode",
 ]
-# What sshd does: it has the user's shell interpret the one string that it was sent.
-FAKE_SSH = """\
-#!/bin/sh
-while [ "$1" != -- ]; do shift; done
-shift 2
-exec sh -c "$1"
-"""
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support import make_copy, make_part, make_partition, publish
+from tests.support import EXAMPLES, make_copy, make_part, make_partition, publish
 from vl_borg_hooks.staging import verify
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.staging.inventory import Directory, Sums
@@ -126,7 +126,7 @@ def exchange(one: Path, other: Path) -> None:
     one.with_name("aside").rename(other)
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     before=st.lists(st.sampled_from(list(CHANGES)), max_size=4),
     after=st.lists(st.sampled_from(list(CHANGES)), max_size=4),

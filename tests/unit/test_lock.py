@@ -14,8 +14,7 @@ import psutil
 import pytest
 
 from tests.parts.waiting import wait_until
-from tests.support import LockingServer, make_data
-from tests.unit.test_hosts import FAKE_SSH
+from tests.support import FAKE_SSH, LockingServer, make_data
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.system.hosts import Host
 from vl_borg_hooks.system.local import LocalHost

@@ -1,4 +1,4 @@
-"""Progress: rsync's output in pieces of any size, a bar on a terminal, plain lines elsewhere."""
+"""Progress: a line of rsync's, a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,49 +11,12 @@ import subprocess
 import sys
 import termios
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.support import said
-from vl_borg_hooks.transfer import progress, rsync
+from vl_borg_hooks.transfer import progress
 from vl_borg_hooks.transfer.progress import Parser, Point, Reporter, describe
-
-
-@pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What a real rsync prints for a few files."""
-    root = tmp_path_factory.mktemp("rsync")
-    (root / "source").mkdir()
-    for number in range(6):
-        (root / "source" / f"{number}").write_bytes(bytes(100_000 * (number + 1)))
-    argv = [*rsync.ARGUMENTS, f"{root}/source/", f"{root}/destination/"]
-    printed = subprocess.run(
-        argv, capture_output=True, check=True, env={**os.environ, "LC_ALL": "C"}
-    )
-    text = printed.stdout.decode()
-    assert "\r" in text
-    assert "chk=" in text
-    return text
-
-
-def test_the_pieces_that_output_comes_in_make_no_difference(output: str) -> None:
-    whole = Parser()
-    end = whole.feed(output)
-    assert end == Point(2_100_000, 7, 7)
-    assert "Number of regular files transferred: 6" in whole.text
-    assert "100%" not in whole.text
-    for cut in range(len(output) + 1):
-        parser = Parser()
-        parser.feed(output[:cut])
-        assert parser.feed(output[cut:]) == end, cut
-        assert parser.text == whole.text, cut
-    for size in (1, 2, 3, 7):
-        parser = Parser()
-        points = [parser.feed(output[at : at + size]) for at in range(0, len(output), size)]
-        assert points[-1] == end
-        assert parser.text == whole.text
-        assert [point.bytes for point in points] == sorted(point.bytes for point in points)
 
 
 @pytest.mark.parametrize(
@@ -172,21 +135,3 @@ def test_a_point_in_words(point: Point, elapsed: float, expected: str) -> None:
 )
 def test_bytes_in_words_never_show_a_thousand_of_a_unit(count: float, expected: str) -> None:
     assert progress.human_bytes(count) == expected
-
-
-def test_progress_of_a_real_pass_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "PLAIN_LINE_SECONDS", 0)
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "file").write_bytes(bytes(1_000_000))
-    from vl_borg_hooks.system.local import LocalHost
-
-    with said() as lines:
-        result = rsync.copy(
-            (LocalHost(), f"{tmp_path}/source"),
-            (LocalHost(), f"{tmp_path}/destination"),
-            name="warm pass",
-            reporter=Reporter("default"),
-        )
-    assert (result.files, result.bytes) == (1, 1_000_000)
-    assert lines
-    assert "1.0 MB copied" in lines[-1]

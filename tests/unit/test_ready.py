@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import make_backup
-from tests.unit.test_hosts import FAKE_SSH
+from tests.support import FAKE_SSH, make_backup
 from vl_borg_hooks.steps import ready
 
 

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.parts.waiting import wait_until
+from tests.support import EXAMPLES
 from vl_borg_hooks.errors import Busy, InvalidCopy, OperatorError
 from vl_borg_hooks.runs.records import Holder, Journal, RunRecords
 
@@ -210,7 +211,7 @@ def test_a_journal_that_makes_no_sense_is_one_line_that_says_what_to_do(
     assert "see that VictoriaLogs runs, then remove that file" in str(caught.value)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(
     content=st.binary()
     | st.recursive(
@@ -259,15 +260,6 @@ def test_a_state_directory_that_others_can_write_is_refused(tmp_path: Path, wher
     (tmp_path / "state/default").mkdir(parents=True)
     (tmp_path / "state" / where).chmod(0o777)
     with pytest.raises(OperatorError, match=r"can be written by others.*chmod 700"):
-        records(tmp_path / "state")
-
-
-def test_a_state_directory_of_another_user_is_refused(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("giving a directory away needs root")
-    (tmp_path / "state").mkdir()
-    os.chown(tmp_path / "state", 12345, -1)
-    with pytest.raises(OperatorError, match="can be written by others"):
         records(tmp_path / "state")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts.disk import SmallDisk
 from tests.support import make_copy, make_data, umask
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.staging.copy import StagingCopy, find_copies
@@ -76,34 +74,6 @@ def test_a_manifest_that_cannot_be_withdrawn_is_an_error(copy: StagingCopy) -> N
     copy.manifest_path.mkdir()
     with pytest.raises(OperatorError, match=f"could not remove {copy.manifest_path}"):
         copy.unpublish()
-
-
-def test_no_half_manifest_is_seen_when_the_disk_is_full(tmp_path: Path) -> None:
-    if reason := SmallDisk.why_not():
-        pytest.skip(reason)
-    with SmallDisk(tmp_path / "disk", 1 << 20) as disk:
-        copy = make_copy(disk.path / "copy")
-        before = copy.manifest_path.read_bytes()
-        manifest = copy.manifest().model_copy(update={"instance": "x" * 8192})
-        fill = disk.path / "fill"
-        with contextlib.suppress(OSError), open(fill, "wb", buffering=0) as file:
-            while file.write(bytes(4096)):
-                pass
-        with pytest.raises(OperatorError, match=r"could not write .*manifest.json: No space left"):
-            copy.publish(manifest)
-        assert copy.manifest_path.read_bytes() == before
-        assert not list(copy.path.glob(".manifest*"))
-        copy.unpublish()
-        with pytest.raises(OperatorError):
-            copy.publish(manifest)
-        assert not copy.manifest_path.exists()
-        for number in range(1000):
-            (copy.data / f"{number:0200}").touch()
-        with pytest.raises(OperatorError, match=r"could not write .*inventory.jsonl: No space"):
-            copy.write_inventory()
-        fill.unlink()
-        copy.publish(manifest)
-        assert copy.manifest() == manifest
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import socket
-import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import encoded, make_copy, make_part, make_partition, publish
+from tests.support import EXAMPLES, encoded, make_copy, make_part, make_partition, publish
 from vl_borg_hooks import cli
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.staging.manifest import Manifest
@@ -28,7 +27,7 @@ from vl_borg_hooks.staging.walk import DEEPEST
 DAY = "data/partitions/20261121"
 PART = f"{DAY}/datadb/18A0000000000000"
 INDEX = f"{DAY}/indexdb/18B0000000000001"
-MANY = settings(max_examples=1000, deadline=None)
+MANY = settings(max_examples=EXAMPLES, deadline=None)
 Capture = pytest.CaptureFixture[str]
 
 
@@ -269,14 +268,6 @@ def test_a_damage_is_named_with_its_path(copy: StagingCopy, capsys: Capture, dam
     cause(copy)
     lines = problems_of(copy, capsys)
     assert any(expected in line for line in lines), lines
-
-
-def test_a_device_is_named_with_its_path(copy: StagingCopy, capsys: Capture) -> None:
-    device = copy.path / PART / "device"
-    if os.geteuid() != 0:
-        pytest.skip("making a device needs root")
-    os.mknod(device, stat.S_IFCHR | 0o600, os.makedev(1, 5))
-    assert f"{device}: is no file or directory" in problems_of(copy, capsys)
 
 
 def test_an_inventory_that_hides_a_damage_does_not_match_its_checksum(

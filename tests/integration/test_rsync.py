@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import make_data, tree
-from tests.unit.test_hosts import FAKE_SSH
+from tests.support import FAKE_SSH, make_data, tree
 from vl_borg_hooks.errors import CommandFailed
 from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.system.ssh import SshHost

@@ -67,7 +67,7 @@ def test_the_sdist_holds_what_the_tests_need(built: Path) -> None:
         names = set(sdist.getnames())
     assert {f"{prefix}/vl_borg_hooks/{name}" for name in CONTENTS} <= names
     assert {f"{prefix}/{name}" for name in ("LICENSE", "README.md", "Makefile")} <= names
-    assert f"{prefix}/tests/unit/{Path(__file__).name}" in names
+    assert f"{prefix}/tests/integration/{Path(__file__).name}" in names
     assert not {name for name in names if "__pycache__" in name}
 
 

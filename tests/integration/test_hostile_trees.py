@@ -26,7 +26,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.support import encoded, make_copy, said
+from tests.support import EXAMPLES, encoded, make_copy, said
 from vl_borg_hooks import cli
 from vl_borg_hooks.errors import InvalidCopy, OperatorError, printable
 from vl_borg_hooks.staging import verify
@@ -35,7 +35,7 @@ from vl_borg_hooks.staging.manifest import Manifest, Partition
 from vl_borg_hooks.staging.walk import DEEPEST, walk
 
 EXTRACTED = "var/lib/default"
-MANY = settings(max_examples=1000, deadline=None)
+MANY = settings(max_examples=3 * EXAMPLES, deadline=None)
 # Far more than a verification takes; a FIFO that is waited for would take forever.
 DEADLINE_SECONDS = 10
 # Not by a signal: that is used here, and to Hypothesis it is one more failure to try again.

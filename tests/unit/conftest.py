@@ -1,0 +1,22 @@
+"""A unit test needs no real part: if it asks for one, it is in the wrong directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+
+def _refused(name: str) -> Callable[[], None]:
+    """A fixture in the place of `name` that fails the test that asks for it."""
+
+    @pytest.fixture(name=name)
+    def refuse() -> None:
+        pytest.fail(f"tests/unit has no {name}: a test that needs it belongs in tests/integration")
+
+    return refuse
+
+
+systemd, sshd, docker, site, victoria_logs = map(
+    _refused, ("systemd", "sshd", "docker", "site", "victoria_logs")
+)
