@@ -21,7 +21,7 @@ from tests.parts.waiting import wait_until
 from tests.setup.victoria_logs import Found
 from vl_borg_hooks import config
 from vl_borg_hooks.actions import generate
-from vl_borg_hooks.system.hosts import SshHost
+from vl_borg_hooks.system.ssh import SshHost
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "config-examples"
 ROW = {"host": "a", "_msg": "one", "_time": "2026-01-02T00:00:00Z"}

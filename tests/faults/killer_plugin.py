@@ -33,7 +33,7 @@ import vl_borg_hooks
 from vl_borg_hooks.plugin import hookspecs
 from vl_borg_hooks.runs import records
 from vl_borg_hooks.steps import passes
-from vl_borg_hooks.system import commands, files, hosts
+from vl_borg_hooks.system import commands, files, local
 from vl_borg_hooks.transfer import rsync
 
 MESSAGE = "what nobody expected"
@@ -150,15 +150,6 @@ def _command(argv: list[str], **_: Any) -> str:
     return f"command {' '.join([os.path.basename(argv[0]), *argv[1:2]])}"
 
 
-class _Popen(subprocess.Popen[Any]):
-    """The guard and the lock over ssh are started with this."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        event("process start")
-        super().__init__(*arguments, **options)
-        event("process end")
-
-
 def _trace(frame: FrameType, kind: str, _: Any) -> Any:
     path = frame.f_code.co_filename
     if not path.startswith(PACKAGE):
@@ -175,15 +166,16 @@ for _name in HOOKS:
 
 if ACTIVE:
     _wrap_call(commands, "run", _command)
+    # The guard and the lock over ssh are started with this.
+    _wrap_call(commands, "beside", lambda *_, **__: "process")
     for _method in ("make_directory", "rename", "remove_tree", "set_owner"):
-        _wrap_call(hosts.LocalHost, _method, lambda *_, method=_method, **__: f"disk {method}")
+        _wrap_call(local.LocalHost, _method, lambda *_, method=_method, **__: f"disk {method}")
     for _function in ("write_atomically", "remove"):
         _wrap_call(files, _function, lambda path, *_, what=_function: f"disk {what} {path.name}")
     _wrap_call(records.RunRecords, "_take", lambda *_: "run lock")
     # `pass warm pass start #1`
     _wrap_call(rsync, "copy", lambda *_, name, **__: f"pass {name}")
     _wrap_call(passes.Passes, "copy_in_window", lambda *_: "in the window")
-    subprocess.Popen = _Popen  # type: ignore[misc]
     if "VL_FAULTS_LINES" in os.environ:
         sys.settrace(_trace)
         _frame: FrameType | None = sys._getframe()

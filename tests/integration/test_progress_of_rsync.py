@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import said
-from vl_borg_hooks.system.hosts import LocalHost
+from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import progress, rsync
 from vl_borg_hooks.transfer.progress import Parser, Point, Reporter
 

@@ -13,7 +13,8 @@ import pytest
 
 from tests.support import FAKE_SSH, make_data, tree
 from vl_borg_hooks.errors import CommandFailed
-from vl_borg_hooks.system.hosts import LocalHost, SshHost
+from vl_borg_hooks.system.local import LocalHost
+from vl_borg_hooks.system.ssh import SshHost
 from vl_borg_hooks.transfer import PassResult, rsync
 from vl_borg_hooks.transfer.progress import Reporter
 from vl_borg_hooks.victorialogs.layout import NOT_COPIED

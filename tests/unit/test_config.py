@@ -18,7 +18,8 @@ from tests.support import EXAMPLES, umask
 from vl_borg_hooks import cli, config
 from vl_borg_hooks.config import ConfigError, Instance, load
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.system.hosts import LocalHost, SshHost
+from vl_borg_hooks.system.local import LocalHost
+from vl_borg_hooks.system.ssh import SshHost
 
 MANY = settings(
     max_examples=EXAMPLES,

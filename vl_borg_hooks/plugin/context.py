@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ from pydantic import BaseModel
 from vl_borg_hooks.config import OptionsError
 from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.staging.copy import StagingCopy
-from vl_borg_hooks.system.hosts import LocalHost
 from vl_borg_hooks.transfer.progress import Reporter
 from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
 
@@ -139,9 +137,9 @@ class Backup(Target):
     @property
     def on_one_filesystem(self) -> bool:
         """Whether the staging copy can share its files with the data, as hard links."""
+        data = self.host.local_path(self.data_directory)
         try:
-            device = os.stat(self.data_directory).st_dev
-            return isinstance(self.host, LocalHost) and os.stat(self.staging.data).st_dev == device
+            return data is not None and data.stat().st_dev == self.staging.data.stat().st_dev
         except OSError:
             return False
 

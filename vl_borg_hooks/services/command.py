@@ -46,7 +46,7 @@ class Command(ServiceManager):
             if not self._host.has_command(argv[0]):
                 raise CommandFailed(
                     f"the command {argv[0]} was not found on {self._host.name}",
-                    hint=f"install {argv[0]} or mend service: command:",
+                    hint=f"install {argv[0]} or correct service: command:",
                 )
 
     def state(self) -> ServiceState:

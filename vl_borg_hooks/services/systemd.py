@@ -97,7 +97,7 @@ class Systemd(ServiceManager):
         return f"{said} {journal.stdout.strip()}".strip()
 
     def owner(self) -> Owner | None:
-        """Return the unit's User= and Group=, None where it has none and so runs as root."""
+        """Return the unit's User= and Group=, None if it has none and so runs as root."""
         properties = self._properties("User", "Group")
         user = properties.get("User", "")
         return self._host.user_ids(user, properties.get("Group", "")) if user else None

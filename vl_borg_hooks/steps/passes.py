@@ -13,7 +13,7 @@ from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.staging.last_published import LastPublished
 from vl_borg_hooks.stop_window.window import stop_window
-from vl_borg_hooks.system.hosts import LocalHost, to_disk
+from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import PassResult, rsync
 from vl_borg_hooks.victorialogs import changes, freeze, lock
 from vl_borg_hooks.victorialogs.layout import NOT_COPIED, PARTITIONS
@@ -84,7 +84,7 @@ class Passes:
         warm = self.warm_up()
         # Left to the kernel, gigabytes may be written just when VictoriaLogs stops and waits for the
         # disk itself.
-        to_disk(LocalHost(), str(backup.staging.path))
+        LocalHost().sync(str(backup.staging.path))
         with stop_window(hooks, backup, "before-create"):
             final = self.copy_in_window()
         if final is None:

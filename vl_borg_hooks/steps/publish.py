@@ -11,7 +11,7 @@ from vl_borg_hooks.staging import verify
 from vl_borg_hooks.staging.last_published import Notes
 from vl_borg_hooks.staging.manifest import Manifest
 from vl_borg_hooks.staging.walk import walk
-from vl_borg_hooks.system.hosts import LocalHost, to_disk
+from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.victorialogs import parts
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
 
@@ -37,7 +37,7 @@ def publish_copy(backup: Backup, copied: Copied) -> Manifest:
             f"the staging copy is not consistent: {problems[0]}{more}",
             hint="run it again; if this stays, the data directory itself is damaged",
         )
-    to_disk(LocalHost(), str(staging.path))
+    LocalHost().sync(str(staging.path))
     owner = backup.host.owner(f"{backup.data_directory}/{PARTITIONS}")
     manifest = Manifest(
         instance=backup.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin import hookimpl
@@ -11,7 +12,8 @@ from vl_borg_hooks.plugin.context import Backup, Restore, Target
 from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.staging.manifest import Partition
 from vl_borg_hooks.stop_window.found import find_state, refuse_other_server
-from vl_borg_hooks.system.hosts import Host, LocalHost, Owner
+from vl_borg_hooks.system.hosts import Host, Owner
+from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import rsync
 from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import flags
@@ -46,20 +48,15 @@ def restore_checks(restore: Restore) -> Iterator[Check]:
 
 
 def _tools(target: Target) -> Iterator[Check]:
-    yield check("rsync", lambda: _rsync(LocalHost()))
-    if target.host != LocalHost():
-        yield check(f"rsync on {target.host.name}", lambda: _rsync(target.host))
-        yield check(f"flock on {target.host.name}", lambda: _flock(target.host))
+    """Ask each different host once."""
+    for host in dict.fromkeys((LocalHost(), target.host)):
+        yield check(f"tools on {host.name}", partial(_tools_on, host))
 
 
-def _rsync(host: Host) -> str:
+def _tools_on(host: Host) -> str:
+    host.check()
     rsync.check_version(host)
-    return f"rsync on {host.name} is new enough"
-
-
-def _flock(host: Host) -> str:
-    host.run(["flock", "--version"])
-    return f"flock is on {host.name}"
+    return f"{host.name} has the tools that are needed, and rsync is new enough"
 
 
 def _data_path(backup: Backup) -> str:

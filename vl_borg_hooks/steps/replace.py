@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.plugin import hookimpl
@@ -17,7 +16,7 @@ from vl_borg_hooks.stop_window import guard, window
 from vl_borg_hooks.stop_window.found import describe_state
 from vl_borg_hooks.stop_window.recovery import recover
 from vl_borg_hooks.system import signals
-from vl_borg_hooks.system.hosts import LocalHost, to_disk
+from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import PassResult, rsync
 from vl_borg_hooks.victorialogs import lock
 from vl_borg_hooks.victorialogs.layout import NOT_COPIED
@@ -33,7 +32,7 @@ def put_in_place(restore: Restore, hooks: Hooks) -> PassResult:
         placed = _place(restore, swap.incoming)
         _check_placed(restore, swap.incoming)
         # On disk, and while VictoriaLogs still runs: what it replaces is removed in the end.
-        to_disk(restore.host, swap.incoming)
+        restore.host.sync(swap.incoming)
         _exchange(hooks, restore)
         return placed
     finally:
@@ -89,9 +88,9 @@ def _place(restore: Restore, incoming: str) -> PassResult:
 
 def _check_placed(restore: Restore, placed: str) -> None:
     """Raise InvalidCopy if what lies ready to be put in place is not what was verified."""
-    if isinstance(restore.host, LocalHost):
+    incoming = restore.host.local_path(placed)
+    if incoming is not None:
         inventory = restore.copy.read_inventory(restore.manifest.inventory_sha256)
-        incoming = Path(placed)
         for problem in differences(incoming, walk(incoming), inventory):
             raise InvalidCopy(f"the copy changed while it was restored: {problem}")
 
@@ -117,7 +116,7 @@ def _exchange(hooks: Hooks, restore: Restore) -> None:
         if undone and isinstance(told, OperatorError):
             told.victorialogs = f"{describe_state(restore)}, on the data that was there before"
         raise
-    to_disk(restore.host, restore.data_directory)
+    restore.host.sync(restore.data_directory)
     # From here on the restored data stays, whatever happens.
     restore.records.note(Journal("restore", found_running or restore.start_if_stopped))
     if not found_running and not restore.start_if_stopped:

@@ -9,7 +9,6 @@ from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin import hookimpl
 from vl_borg_hooks.plugin.checks import Check, check
 from vl_borg_hooks.plugin.context import Backup
-from vl_borg_hooks.system.hosts import LocalHost
 from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import changes, flags
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
@@ -28,7 +27,7 @@ def backup_checks(backup: Backup) -> Iterator[Check]:
 
     Only if the data is on this machine: a remote host's data has to be copied to be measured.
     """
-    if not isinstance(backup.host, LocalHost) or not _is_data(backup):
+    if backup.host.local_path(backup.data_directory) is None or not _is_data(backup):
         return
     yield check("room", lambda: _room(backup))
     if _on_one_filesystem(backup) and backup.client:

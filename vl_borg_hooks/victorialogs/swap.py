@@ -53,9 +53,9 @@ class Swap:
         self._host.remove_tree(self._working)
 
     def discard_leftovers(self) -> None:
-        """Remove our working directory where nothing tells what it is from.
+        """Remove our working directory if nothing tells what it is from.
 
-        Raises OperatorError where it has replaced data: with the journal that told of it lost, only
+        Raises OperatorError if it has replaced data: since the journal that told of it is lost, only
         the operator can know whether it is still wanted.
         """
         if not self._host.is_directory(self._working):
