@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import stat
 import subprocess
@@ -16,9 +17,13 @@ from typing import final
 import psutil
 
 from tests.parts.waiting import wait_until
+from vl_borg_hooks.actions.run import Setting
+from vl_borg_hooks.config import load
+from vl_borg_hooks.plugin.context import Backup
 from vl_borg_hooks.staging import verify
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.staging.manifest import Manifest
+from vl_borg_hooks.system.log import logger
 
 # Whether the tests take the time to try all that they can: hours.
 ALL_KILLS = bool(os.environ.get("VL_BORG_HOOKS_ALL_KILLS"))
@@ -142,6 +147,20 @@ def publish(copy: StagingCopy, *, instance: str = "default") -> Manifest:
     return manifest
 
 
+def make_backup(directory: Path, **instance: object) -> Backup:
+    """Make the backup of an instance with the options `instance`, all it needs in `directory`."""
+    options = {
+        "name": "default",
+        "data_path": str(directory / "data"),
+        "staging_path": str(directory / "staging"),
+        "service": {"systemd": "unused.service"},
+        **instance,
+    }
+    config = write_config(directory / "config.yaml", [options], state_path=str(directory / "state"))
+    loaded = load(config)
+    return Setting(loaded).backup(loaded.config.instances[0])
+
+
 def encoded(value: object) -> bytes:
     """Return `value` as JSON; an integer that Python would not print stays one."""
     before = sys.get_int_max_str_digits()
@@ -226,6 +245,25 @@ class LockingServer:
         for process in psutil.process_iter(["cmdline"]):
             if str(self._script) in (process.info["cmdline"] or []):
                 process.kill()
+
+
+@contextmanager
+def said() -> Iterator[list[str]]:
+    """Collect what is logged in the block, of any level."""
+    lines: list[str] = []
+
+    class Collecting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    handler, level = Collecting(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 import traceback
@@ -13,20 +12,18 @@ from typing import TYPE_CHECKING
 
 from vl_borg_hooks import __version__
 from vl_borg_hooks.errors import OperatorError, printable, unexpected
+from vl_borg_hooks.system import log, signals
+from vl_borg_hooks.system.log import logger
 
 if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance, LoadedConfig
-
-logger = logging.getLogger("vl-borg-hooks")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that `argv` names and return its exit status: 0, 1, or 75 for another run."""
     _open_standard_streams()
     arguments = _parser().parse_args(argv)
-    _set_up_logging(arguments.verbosity)
-    from vl_borg_hooks.system import signals
-
+    log.set_up(arguments.verbosity)
     signals.install()
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
@@ -60,7 +57,7 @@ def _open_standard_streams() -> None:
 def _before_create(arguments: argparse.Namespace) -> int:
     from vl_borg_hooks.actions import backup
 
-    backup.back_up(*_selected(arguments), logger.info, dry_run=arguments.dry_run)
+    backup.back_up(*_selected(arguments), dry_run=arguments.dry_run)
     return 0
 
 
@@ -68,14 +65,14 @@ def _after_create(arguments: argparse.Namespace) -> int:
     from vl_borg_hooks.actions import release
 
     if not arguments.dry_run:
-        release.release(*_selected(arguments), logger.info)
+        release.release(*_selected(arguments))
     return 0
 
 
 def _after_extract(arguments: argparse.Namespace) -> int:
     from vl_borg_hooks.actions import restore
 
-    restore.restore_extracted(*_selected(arguments), logger.info, dry_run=arguments.dry_run)
+    restore.restore_extracted(*_selected(arguments), dry_run=arguments.dry_run)
     return 0
 
 
@@ -85,7 +82,6 @@ def _restore(arguments: argparse.Namespace) -> int:
     restore.restore(
         *_selected(arguments),
         arguments.source,
-        logger.info,
         start=arguments.start,
         every=bool(arguments.instance),
         dry_run=arguments.dry_run,
@@ -114,9 +110,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _recover(arguments: argparse.Namespace) -> int:
-    from vl_borg_hooks.actions import backup
+    from vl_borg_hooks.actions import recover
 
-    backup.recover_all(*_selected(arguments), logger.info, wait=arguments.wait)
+    recover.recover_all(*_selected(arguments), wait=arguments.wait)
     return 0
 
 
@@ -127,7 +123,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
     found = status.status(*_selected(arguments))
     if arguments.json:
-        print(TypeAdapter(list[status.Status]).dump_json(found, indent=2).decode())
+        print(TypeAdapter(list[status.Overview]).dump_json(found, indent=2).decode())
     else:
         for instance in found:
             print("\n".join(map(printable, instance.lines())))
@@ -171,18 +167,6 @@ def _selected(arguments: argparse.Namespace) -> tuple[LoadedConfig, list[Instanc
 
     loaded = config.load(arguments.config or config.default_path())
     return loaded, loaded.instances(arguments.instance)
-
-
-def _set_up_logging(verbosity: int) -> None:
-    """Log to stderr, which borgmatic puts in its own log."""
-    levels = {-1: logging.ERROR, 0: logging.INFO, 1: logging.INFO}
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=levels.get(verbosity, logging.DEBUG),
-        format="%(name)s: %(message)s",
-    )
-    # sh logs every command it starts as information; that is for debugging.
-    logging.getLogger("sh").setLevel(logging.DEBUG if verbosity > 1 else logging.WARNING)
 
 
 def _parser() -> argparse.ArgumentParser:

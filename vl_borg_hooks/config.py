@@ -21,7 +21,9 @@ from pydantic import (
 )
 
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.system.hosts import Host, LocalHost, SshHost
+from vl_borg_hooks.system.hosts import Host
+from vl_borg_hooks.system.local import LocalHost
+from vl_borg_hooks.system.ssh import SshHost
 
 SYSTEM_CONFIG = Path("/etc/vl-borg-hooks/config.yaml")
 LARGEST_CONFIG = 1 << 20
@@ -151,6 +153,7 @@ class Config(_Model):
     """The whole file."""
 
     instances: list[Instance] = Field(min_length=1)
+    plugins: dict[str, Any] = {}
     state_path: Annotated[str, AfterValidator(_absolute)] | None = None
 
     @property
@@ -373,7 +376,7 @@ def _conflicts(config: Config) -> Iterable[tuple[Location, str]]:
                 "should name one service manager, such as systemd: victorialogs.service",
             )
         paths = [("staging_path", instance.staging_path)]
-        if isinstance(instance.host, LocalHost):
+        if instance.host.local_path(instance.data_directory):
             paths.append(("data_path", instance.data_path))
         for key, path in paths:
             for other, whose in taken:

@@ -4,8 +4,8 @@
 class OperatorError(Exception):
     """An expected failure.
 
-    `what` says what failed and on what, `hint` what to do about it. Whoever knows in which state
-    VictoriaLogs is now adds `state`; the command line prints the three as one line.
+    `what` says what failed and on what, `hint` what to do about it. `victorialogs` says in
+    which state VictoriaLogs is now, if that is known; the command line prints the three as one line.
     """
 
     exit_status = 1
@@ -15,11 +15,11 @@ class OperatorError(Exception):
         self.what = what
         self.hint = hint
         self.instance = ""
-        self.state = ""
+        self.victorialogs = ""
 
     def __str__(self) -> str:
         """One line: instance, what, the state of VictoriaLogs, what to do."""
-        text = "; ".join(part for part in (self.what, self.state, self.hint) if part)
+        text = "; ".join(part for part in (self.what, self.victorialogs, self.hint) if part)
         line = f"{self.instance}: {text}" if self.instance else text
         return printable(line)
 

@@ -1,4 +1,4 @@
-"""An example plugin: a service manager, and two occasions to tell monitoring of the stop window."""
+"""An example plugin: a service manager, and a metric that tells monitoring of the stop window."""
 
 from __future__ import annotations
 
@@ -6,44 +6,43 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import pluggy
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks import config
+from vl_borg_hooks.plugin import hookimpl
 from vl_borg_hooks.plugin.context import Target
-from vl_borg_hooks.services import ServiceFactory, ServiceManager, State
+from vl_borg_hooks.services import ServiceFactory, ServiceManager, ServiceState
 from vl_borg_hooks.system.hosts import Host
 
-hookimpl = pluggy.HookimplMarker("vl_borg_hooks")
 
-# Read by node_exporter's textfile collector; an alert rule can then say `unless victorialogs_in_stop_window`.
-METRIC = Path(
-    os.environ.get("VL_STOP_WINDOW_METRIC", "/var/lib/node_exporter/victorialogs_stop_window.prom")
-)
+class Program(RootModel[str]):
+    """What the config has under `service: supervisor:`, the name of a program."""
+
+    root: str = Field(pattern=r"^[\w:.-]+$")
 
 
 class Supervisor(ServiceManager):
     """A program of supervisord: `service: {supervisor: victorialogs}`."""
 
     def __init__(self, options: object, host: Host) -> None:
-        if not isinstance(options, str):
-            raise OperatorError("service: supervisor: should be the name of a program")
-        self._program = options
+        # Raises the error that names file and line.
+        self._program = config.options(Program, options).root
         self._host = host
 
     @property
     def description(self) -> str:
         return f"supervisord program {self._program}"
 
-    def state(self) -> State:
+    def state(self) -> ServiceState:
         # supervisorctl status exits with 0 for running and 3 for stopped.
         status = self._host.run(["supervisorctl", "status", self._program], ok=(0, 3))
-        return State.RUNNING if status.exit_status == 0 else State.STOPPED
+        return ServiceState.RUNNING if status.exit_status == 0 else ServiceState.STOPPED
 
     def stop(self) -> None:
         self._host.run(["supervisorctl", "stop", self._program])
 
     def start(self) -> None:
-        if self.state() is State.STOPPED:
+        if self.state() is ServiceState.STOPPED:
             self._host.run(["supervisorctl", "start", self._program])
 
 
@@ -52,15 +51,34 @@ def service_managers() -> Mapping[str, ServiceFactory]:
     return {"supervisor": Supervisor}
 
 
+class MetricOptions(BaseModel):
+    """What the config has under `plugins: stop_window_metric:`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    # Read by node_exporter's textfile collector; an alert rule can then say
+    # `unless victorialogs_in_stop_window`.
+    directory: Path = Path("/var/lib/node_exporter")
+
+
+@hookimpl
+def plugin_options() -> Mapping[str, type[BaseModel]]:
+    return {"stop_window_metric": MetricOptions}
+
+
 @hookimpl
 def before_stop(target: Target) -> None:
-    _write_metric(target.name, 1)
+    _write_metric(target, 1)
 
 
 @hookimpl
 def after_start(target: Target) -> None:
-    _write_metric(target.name, 0)
+    _write_metric(target, 0)
 
 
-def _write_metric(instance: str, value: int) -> None:
-    METRIC.write_text(f'victorialogs_in_stop_window{{instance="{instance}"}} {value}\n')
+def _write_metric(target: Target, value: int) -> None:
+    """Write a file for each instance, by a rename: the collector never reads half of one."""
+    directory = target.options(MetricOptions).directory
+    new = directory / f".victorialogs_stop_window_{target.name}.new"
+    new.write_text(f'victorialogs_in_stop_window{{instance="{target.name}"}} {value}\n')
+    os.replace(new, directory / f"victorialogs_stop_window_{target.name}.prom")

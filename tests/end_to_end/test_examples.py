@@ -21,7 +21,7 @@ from tests.parts.waiting import wait_until
 from tests.setup.victoria_logs import Found
 from vl_borg_hooks import config
 from vl_borg_hooks.actions import generate
-from vl_borg_hooks.system.hosts import SshHost
+from vl_borg_hooks.system.ssh import SshHost
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "config-examples"
 ROW = {"host": "a", "_msg": "one", "_time": "2026-01-02T00:00:00Z"}
@@ -219,14 +219,10 @@ def test_the_example_plugin_adds_a_service_manager_and_two_occasions(
         tmp_path / "config.yaml",
         f"instances:\n  - name: default\n    data_path: {data}\n"
         f"    staging_path: {tmp_path}/staging\n    url: {server_url}\n"
-        f"    service: {{supervisor: victorialogs}}\nstate_path: {tmp_path}/state\n",
+        f"    service: {{supervisor: victorialogs}}\nstate_path: {tmp_path}/state\n"
+        f"plugins: {{stop_window_metric: {{directory: {tmp_path}}}}}\n",
     )
-    metric = tmp_path / "metric.prom"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(plugin),
-        "VL_STOP_WINDOW_METRIC": str(metric),
-    }
+    environment = {**os.environ, "PYTHONPATH": str(plugin)}
     supervisord = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c"]
     daemon = spawn([*supervisord, str(supervisor_config)], tmp_path / "daemon.log")
     try:
@@ -242,12 +238,13 @@ def test_the_example_plugin_adds_a_service_manager_and_two_occasions(
         )
         assert done.returncode == 0, done.stderr
         assert "VictoriaLogs was away for" in done.stderr
+        metric = tmp_path / "victorialogs_stop_window_default.prom"
         assert metric.read_text() == 'victorialogs_in_stop_window{instance="default"} 0\n'
         unknown = subprocess.run(
             [*argv, "before-create"], capture_output=True, text=True, check=False
         )
         assert unknown.returncode == 1
-        assert "supervisor: is no service manager; there are: command, systemd" in unknown.stderr
+        assert "plugins.stop_window_metric: no plugin that is installed" in unknown.stderr
     finally:
         daemon.terminate()
         daemon.wait(30)

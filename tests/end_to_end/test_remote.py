@@ -57,7 +57,7 @@ def test_a_remote_host_that_was_stopped_stays_stopped(remote: Site, tmp_path: Pa
 
 @pytest.mark.real_victorialogs
 def test_no_server_can_start_while_the_remote_lock_is_held(remote: Site, sshd: Sshd) -> None:
-    from vl_borg_hooks.system.hosts import SshHost
+    from vl_borg_hooks.system.ssh import SshHost
     from vl_borg_hooks.victorialogs import lock
 
     host = SshHost(sshd.destination, tuple(sshd.ssh_command))

@@ -32,8 +32,7 @@ def owned(site: Site) -> Site:
         if parent != Path("/tmp") and parent.is_relative_to("/tmp"):
             parent.chmod(0o755)
     # The cache that it comes from may lie where only root may look.
-    executable = site.root / "victoria-logs"
-    shutil.copy(site.executable, executable)
+    executable = Path(shutil.copy(site.executable, site.root))
     unit = victoria_logs_unit(executable, site.data, site.port)
     site.systemd.write_unit(site.unit, unit.replace("[Service]\n", f"[Service]\nUser={USER}\n"))
     site.write_config(

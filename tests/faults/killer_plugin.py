@@ -1,7 +1,7 @@
 """A plugin that causes faults: at any hook, external command or change on disk of a run.
 
 Installed beside the built-in plugins as anybody's would be. Everything that it wraps becomes an
-event with a name and a number, such as `hook final_pass start #1`. The environment says what to do:
+event with a name and a number, such as `hook publish start #1`. The environment says what to do:
 
 VL_FAULTS_RECORD  write the name of each event to this file, one a line
 VL_FAULTS_AT      the event at which to cause the fault
@@ -32,7 +32,9 @@ import pluggy
 import vl_borg_hooks
 from vl_borg_hooks.plugin import hookspecs
 from vl_borg_hooks.runs import records
-from vl_borg_hooks.system import commands, files, hosts
+from vl_borg_hooks.steps import passes
+from vl_borg_hooks.system import commands, files, local
+from vl_borg_hooks.transfer import rsync
 
 MESSAGE = "what nobody expected"
 HOOKS = [name for name, value in vars(hookspecs).items() if hasattr(value, "vl_borg_hooks_spec")]
@@ -135,7 +137,7 @@ def _wrap_call(owner: Any, name: str, describe: Callable[..., str]) -> None:
 
     @functools.wraps(original)
     def wrapped(*arguments: Any, **options: Any) -> Any:
-        what = describe(*arguments)
+        what = describe(*arguments, **options)
         event(f"{what} start")
         result = original(*arguments, **options)
         event(f"{what} end")
@@ -144,17 +146,8 @@ def _wrap_call(owner: Any, name: str, describe: Callable[..., str]) -> None:
     setattr(owner, name, wrapped)
 
 
-def _command(argv: list[str]) -> str:
+def _command(argv: list[str], **_: Any) -> str:
     return f"command {' '.join([os.path.basename(argv[0]), *argv[1:2]])}"
-
-
-class _Popen(subprocess.Popen[Any]):
-    """The guard and the lock over ssh are started with this."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        event("process start")
-        super().__init__(*arguments, **options)
-        event("process end")
 
 
 def _trace(frame: FrameType, kind: str, _: Any) -> Any:
@@ -173,12 +166,16 @@ for _name in HOOKS:
 
 if ACTIVE:
     _wrap_call(commands, "run", _command)
+    # The guard and the lock over ssh are started with this.
+    _wrap_call(commands, "beside", lambda *_, **__: "process")
     for _method in ("make_directory", "rename", "remove_tree", "set_owner"):
-        _wrap_call(hosts.LocalHost, _method, lambda *_, method=_method: f"disk {method}")
+        _wrap_call(local.LocalHost, _method, lambda *_, method=_method, **__: f"disk {method}")
     for _function in ("write_atomically", "remove"):
         _wrap_call(files, _function, lambda path, *_, what=_function: f"disk {what} {path.name}")
-    _wrap_call(records.InstanceState, "_take", lambda *_: "run lock")
-    subprocess.Popen = _Popen  # type: ignore[misc]
+    _wrap_call(records.RunRecords, "_take", lambda *_: "run lock")
+    # `pass warm pass start #1`
+    _wrap_call(rsync, "copy", lambda *_, name, **__: f"pass {name}")
+    _wrap_call(passes.Passes, "copy_in_window", lambda *_: "in the window")
     if "VL_FAULTS_LINES" in os.environ:
         sys.settrace(_trace)
         _frame: FrameType | None = sys._getframe()

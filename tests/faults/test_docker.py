@@ -25,7 +25,7 @@ from tests.parts.systemd import Systemd
 from tests.parts.waiting import wait_until
 from tests.setup.victoria_logs import Found
 
-IN_THE_WINDOW = "hook freeze start #1"
+IN_THE_WINDOW = "in the window start #1"
 
 
 @pytest.fixture

@@ -48,8 +48,8 @@ from tests.parts.victoria_logs import server_argv
 from tests.parts.waiting import wait_until
 
 # In the stop window: VictoriaLogs has stopped and we hold its lock.
-IN_WINDOW = "hook freeze start #1"
-BEFORE_STOP = "hook warm_pass end #1"
+IN_WINDOW = "in the window start #1"
+BEFORE_STOP = "pass warm pass end #1"
 # Room enough for a copy and for what a run wants to be left free.
 DISK_BYTES = 90_000_000
 
@@ -422,7 +422,7 @@ def test_a_file_that_is_shortened_after_the_final_pass(ready: Site, killer: Kill
         """,
         staging=str(ready.staging.data),
     )
-    for event in ("hook final_pass end #1", "hook publish start #1"):
+    for event in ("pass final pass end #1", "hook publish start #1"):
         run = killer.run(ready, "before-create", fault=at(event, shorten))
         row.judge(ready, run)
 
@@ -679,7 +679,7 @@ def test_staging_that_is_full_in_the_warm_pass(site: Site, killer: Killer, disk:
     site.stop()
     site.start()
     fill = fill_command(site, disk)
-    run = killer.run(site, "before-create", fault=at("hook warm_pass start #1", fill))
+    run = killer.run(site, "before-create", fault=at("pass warm pass start #1", fill))
     assert starts(site) == 2, "was stopped for nothing"
     (disk.path / "filler").unlink()
     row.judge(site, run, rows)
@@ -835,7 +835,7 @@ def test_a_restore_from_a_tree_that_is_no_copy(restorable: Site, killer: Killer,
 # Plugins and output.
 
 
-@pytest.mark.parametrize("hook", ["before_backup", "warm_pass", "final_pass", "after_backup"])
+@pytest.mark.parametrize("hook", ["before_backup", "make_copy", "publish", "after_backup"])
 def test_a_plugin_that_raises_once(ready: Site, killer: Killer, hook: str) -> None:
     """At both ends of every hook it does in test_kills; here with what is seen then."""
     row = Row(
@@ -907,7 +907,7 @@ def test_what_a_killed_restore_left_is_gone_after_the_next_backup(
     site.hooks("before-create")
     site.run("cp", "-a", str(site.staging.path), str(site.root / "extracted"))
     command = ("restore", "--from", str(site.root / "extracted"))
-    killed = killer.run(site, *command, fault=Fault("hook place_copy end #1"))
+    killed = killer.run(site, *command, fault=Fault("pass restore pass end #1"))
     assert killed.status == -9
     assert (site.data / ".vl-borg-hooks" / "incoming").exists()
     settle(site, killed.moment)

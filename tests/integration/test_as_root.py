@@ -12,7 +12,7 @@ import pytest
 from tests.parts.disk import SmallDisk
 from tests.support import make_copy
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.runs.records import InstanceState
+from vl_borg_hooks.runs.records import RunRecords
 from vl_borg_hooks.staging.verify import verify
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -55,4 +55,4 @@ def test_a_state_directory_of_another_user_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     os.chown(tmp_path / "state", 12345, -1)
     with pytest.raises(OperatorError, match="can be written by others"):
-        InstanceState(tmp_path / "state", "default")
+        RunRecords(tmp_path / "state", "default").create()

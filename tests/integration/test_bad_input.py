@@ -236,9 +236,9 @@ def no_program(site: Site) -> None:
 BEFORE: dict[str, tuple[Callable[[Site], object], str]] = {
     "no config": (no_config, "there is no config file"),
     "a config that others can write": (open_config, "can be written by others"),
-    "no VictoriaLogs data": (no_data, "is no VictoriaLogs data directory"),
-    "data that is missing": (missing_data, "is no VictoriaLogs data directory"),
-    "data that is a file": (data_is_a_file, "is no VictoriaLogs data directory"),
+    "no VictoriaLogs data": (no_data, "is not a VictoriaLogs data directory"),
+    "data that is missing": (missing_data, "is not a VictoriaLogs data directory"),
+    "data that is a file": (data_is_a_file, "is not a VictoriaLogs data directory"),
     "no status command": (
         lambda site: command(site, status=["/no/such/command"]),
         "the command /no/such/command was not found",
@@ -267,7 +267,7 @@ BEFORE: dict[str, tuple[Callable[[Site], object], str]] = {
     "a host that can't be reached": (unreachable, "127.0.0.1 could not be reached over ssh"),
     "an unknown service manager": (
         lambda site: site.configure(service={"sytemd": "x"}),
-        "is no service manager; there are: ",
+        "is not a service manager; there are: ",
     ),
     "a state directory that others can write": (state_open, "can be written by others"),
     "a journal that makes no sense": (

@@ -9,7 +9,8 @@ import pytest
 
 from tests.parts.sshd import Sshd
 from tests.support import make_data, make_partition
-from vl_borg_hooks.system.hosts import LocalHost, SshHost
+from vl_borg_hooks.system.local import LocalHost
+from vl_borg_hooks.system.ssh import SshHost
 from vl_borg_hooks.victorialogs import changes, freeze
 
 

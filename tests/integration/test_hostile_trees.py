@@ -11,7 +11,6 @@ import ctypes
 import hashlib
 import io
 import json
-import logging
 import os
 import shutil
 import signal
@@ -27,7 +26,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.support import EXAMPLES, encoded, make_copy
+from tests.support import EXAMPLES, encoded, make_copy, said
 from vl_borg_hooks import cli
 from vl_borg_hooks.errors import InvalidCopy, OperatorError, printable
 from vl_borg_hooks.staging import verify
@@ -453,28 +452,11 @@ def forge(copy: StagingCopy) -> None:
 # Looking at a tree as the command line does, and as a restore does.
 
 
-@contextlib.contextmanager
-def logged() -> Iterator[list[str]]:
-    """Collect what the command line logs."""
-    lines: list[str] = []
-
-    class Collecting(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
-
-    handler = Collecting()
-    cli.logger.addHandler(handler)
-    try:
-        yield lines
-    finally:
-        cli.logger.removeHandler(handler)
-
-
 def told(tree: Path) -> tuple[int, list[str]]:
     """Return the exit status of `verify` and its lines; AssertionError unless they are such."""
     # As strict as a terminal: what can't be encoded is an error.
     printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="")
-    with logged() as errors, contextlib.redirect_stdout(printed):
+    with said() as errors, contextlib.redirect_stdout(printed):
         status = cli.main(["verify", str(tree)])
     printed.seek(0)
     lines = printed.read().split("\n")

@@ -7,50 +7,33 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from tests.support import make_data, make_part, make_partition, tree
-from vl_borg_hooks.actions import backup as backup_action
-from vl_borg_hooks.config import Instance
+from tests.support import make_backup, make_data, make_part, make_partition, tree
 from vl_borg_hooks.plugin.context import Backup
-from vl_borg_hooks.services.systemd import Systemd, SystemdOptions
-from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.steps import passes
-from vl_borg_hooks.system.hosts import LocalHost
 from vl_borg_hooks.transfer import PassResult, rsync
-from vl_borg_hooks.transfer.progress import Reporter
 from vl_borg_hooks.victorialogs import changes
 
 TABLE = "partitions/20261122/datadb"
 
 
-def say(message: str) -> None:
-    """Take what nobody reads."""
-
-
 @pytest.fixture
 def backup(tmp_path: Path) -> Backup:
     data = make_data(tmp_path / "data")
-    paths = {"data_path": str(data), "staging_path": str(tmp_path / "staging")}
-    fields = {"name": "default", "service": {"systemd": "unused.service"}, **paths}
-    staging = StagingCopy(tmp_path / "staging")
-    staging.create()
-    return Backup(
-        instance=Instance.model_validate(fields),
-        host=LocalHost(),
-        service=Systemd(SystemdOptions(unit="unused.service"), LocalHost()),
-        reporter=Reporter("default", say=say),
-        config_path=tmp_path / "config.yaml",
-        staging=staging,
-    )
+    backup = make_backup(tmp_path, data_path=str(data))
+    backup.staging.create()
+    return backup
 
 
-def warm_pass(backup: Backup) -> PassResult:
-    backup.listing = changes.read(backup.host, backup.data_directory)
-    return passes.warm_pass(backup)
+def warm_pass(backup: Backup, *, is_as_published: bool = False) -> tuple[PassResult, float]:
+    """One warm pass of a run of its own; returns also when all of the copy was compared, or 0."""
+    run = passes.Passes(backup)
+    run.is_as_published = is_as_published
+    run.listing = changes.read(backup.host, backup.data_directory)
+    return run.warm_pass(), run.compared
 
 
 def add_part(data: Path, name: str, *, rows: int = 50) -> None:
@@ -85,15 +68,15 @@ def test_a_first_pass_and_later_ones_make_links(backup: Backup) -> None:
     add_part(data, "18C0000000000001")
     make_partition(data / "partitions" / "20261123")
     shutil.rmtree(data / "partitions" / "20261121")
-    result = warm_pass(backup)
+    result, _ = warm_pass(backup)
     assert copies(backup) == []
     assert_equal(backup)
-    assert warm_pass(backup).bytes == 0
+    assert warm_pass(backup)[0].bytes == 0
     # Only the lists are copied: they are replaced one day.
     assert result.bytes < 1000
 
 
-def test_what_is_damaged_in_the_staging_copy_is_mended(backup: Backup) -> None:
+def test_what_is_damaged_in_the_staging_copy_is_repaired(backup: Backup) -> None:
     warm_pass(backup)
     staging = backup.staging.data
     gone, stray = staging / TABLE / "18A0000000000000" / "index.bin", staging / TABLE / "stray"
@@ -115,8 +98,7 @@ def test_only_what_is_new_is_copied_to_a_copy_that_is_as_it_was_published(
 ) -> None:
     data = Path(backup.data_directory)
     monkeypatch.setattr(Backup, "on_one_filesystem", linked)
-    warm_pass(backup)
-    compared, backup.is_as_published = backup.compared, True
+    _, compared = warm_pass(backup)
     assert compared > 0
     known = backup.staging.data / TABLE / "18A0000000000000" / "index.bin"
     content = known.read_bytes()
@@ -127,13 +109,13 @@ def test_only_what_is_new_is_copied_to_a_copy_that_is_as_it_was_published(
     make_partition(data / "partitions" / "20261123")
     shutil.rmtree(data / "partitions" / "20261121")
     (data / "delete_tasks").write_text("new")
-    warm_pass(backup)
-    assert backup.compared == compared
+    _, compared = warm_pass(backup, is_as_published=True)
+    assert compared == 0
     assert linked or known.read_bytes() != content
     known.write_bytes(content)
     assert_equal(backup)
     assert copies(backup) == [] or not linked
-    assert warm_pass(backup).bytes < 100
+    assert warm_pass(backup, is_as_published=True)[0].bytes < 100
 
 
 @pytest.mark.parametrize("deleted", [False, True])
@@ -143,20 +125,22 @@ def test_what_is_written_between_a_listing_and_its_pass_comes_with_the_next_pass
     data = Path(backup.data_directory)
     (data / "delete_tasks.json").write_text("[1]")
     warm_pass(backup)
-    backup.listing, backup.is_as_published, backup.can_freeze = None, True, False
-    monkeypatch.setattr(backup_action, "ENOUGH_BYTES", 0)
+    monkeypatch.setattr(passes, "ENOUGH_BYTES", 0)
     add_part(data, "18C0000000000001")
     writes: list[Callable[[], object]] = [lambda: add_part(data, "18C0000000000002", rows=5)]
     if deleted:
         writes.append(lambda: (data / TABLE / "18A0000000000000" / "deleted_rows.bin").touch())
         writes.append(lambda: (data / "delete_tasks.json").write_text("[]"))
 
-    def busy(backup: Backup) -> PassResult:
-        while writes:
-            writes.pop(0)()
-        return passes.warm_pass(backup)
+    class Busy(passes.Passes):
+        def warm_pass(self) -> PassResult:
+            while writes:
+                writes.pop(0)()
+            return super().warm_pass()
 
-    backup_action._warm_up(cast(Any, SimpleNamespace(warm_pass=busy)), backup)
+    run = Busy(backup)
+    run.is_as_published = True
+    run.warm_up()
     assert_equal(backup)
 
 
@@ -165,17 +149,15 @@ def test_other_directories_are_compared_each_time(backup: Backup) -> None:
     extra.mkdir()
     (extra / "a").touch()
     warm_pass(backup)
-    backup.is_as_published = True
     (extra / "a").unlink()
-    warm_pass(backup)
+    warm_pass(backup, is_as_published=True)
     assert_equal(backup)
 
 
 def test_a_table_that_has_no_list_yet_is_there_all_the_same(backup: Backup) -> None:
     warm_pass(backup)
-    backup.is_as_published = True
     (Path(backup.data_directory) / "partitions/20261123/datadb").mkdir(parents=True)
-    warm_pass(backup)
+    warm_pass(backup, is_as_published=True)
     assert (backup.staging.data / "partitions/20261123/datadb").is_dir()
 
 
@@ -184,7 +166,6 @@ def test_parts_that_were_merged_make_room_first(
 ) -> None:
     data, here = Path(backup.data_directory), backup.staging.data
     warm_pass(backup)
-    backup.is_as_published = True
     add_part(data, "18C0000000000001")
     (data / TABLE / "parts.json").write_text(json.dumps(["18C0000000000001"]))
     left: list[list[Path]] = []
@@ -195,16 +176,15 @@ def test_parts_that_were_merged_make_room_first(
         return copy(*arguments, **options)
 
     monkeypatch.setattr(rsync, "copy", noting)
-    warm_pass(backup)
+    warm_pass(backup, is_as_published=True)
     assert left == [[]]
 
 
 def test_a_copy_is_compared_after_rows_were_deleted(backup: Backup) -> None:
-    warm_pass(backup)
-    compared, backup.is_as_published = backup.compared, True
+    _, before = warm_pass(backup)
     (Path(backup.data_directory) / "delete_tasks.json").write_text("[]")
-    warm_pass(backup)
-    assert backup.compared > compared
+    _, compared = warm_pass(backup, is_as_published=True)
+    assert compared > before
     assert_equal(backup)
 
 
@@ -212,10 +192,11 @@ def test_what_a_merge_made_between_two_passes_is_linked_in_the_end(
     backup: Backup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warm_pass(backup)
-    backup.listing = changes.read(backup.host, backup.data_directory)
+    run = passes.Passes(backup)
+    run.listing = changes.read(backup.host, backup.data_directory)
     add_part(Path(backup.data_directory), "18C0000000000001", rows=500)
     monkeypatch.setattr(passes, "MUCH_COPIED_BYTES", 1000)
-    passes.warm_pass(backup)
+    run.warm_pass()
     assert copies(backup) == []
     assert_equal(backup)
 
@@ -224,8 +205,9 @@ def test_a_part_that_is_merged_away_before_the_pass_is_no_error(backup: Backup) 
     data = Path(backup.data_directory)
     warm_pass(backup)
     add_part(data, "18C0000000000001")
-    backup.listing = changes.read(backup.host, backup.data_directory)
+    run = passes.Passes(backup)
+    run.listing = changes.read(backup.host, backup.data_directory)
     shutil.rmtree(data / TABLE / "18C0000000000001")
     (data / TABLE / "parts.json").write_text(json.dumps(["18A0000000000000", "18A0000000000001"]))
-    passes.warm_pass(backup)
+    run.warm_pass()
     assert_equal(backup)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vl_borg_hooks.system.hosts import LocalHost
+from tests.support import said
+from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import progress, rsync
 from vl_borg_hooks.transfer.progress import Parser, Point, Reporter
 
@@ -53,13 +54,13 @@ def test_progress_of_a_real_pass_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(progress, "PLAIN_LINE_SECONDS", 0)
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "file").write_bytes(bytes(1_000_000))
-    said: list[str] = []
-    result = rsync.copy(
-        (LocalHost(), f"{tmp_path}/source"),
-        (LocalHost(), f"{tmp_path}/destination"),
-        name="warm pass",
-        reporter=Reporter("default", say=said.append),
-    )
+    with said() as lines:
+        result = rsync.copy(
+            (LocalHost(), f"{tmp_path}/source"),
+            (LocalHost(), f"{tmp_path}/destination"),
+            name="warm pass",
+            reporter=Reporter("default"),
+        )
     assert (result.files, result.bytes) == (1, 1_000_000)
-    assert said
-    assert "1.0 MB copied" in said[-1]
+    assert lines
+    assert "1.0 MB copied" in lines[-1]

@@ -13,16 +13,13 @@ import pytest
 
 from tests.support import FAKE_SSH, make_data, tree
 from vl_borg_hooks.errors import CommandFailed
-from vl_borg_hooks.system.hosts import LocalHost, SshHost
+from vl_borg_hooks.system.local import LocalHost
+from vl_borg_hooks.system.ssh import SshHost
 from vl_borg_hooks.transfer import PassResult, rsync
 from vl_borg_hooks.transfer.progress import Reporter
 from vl_borg_hooks.victorialogs.layout import NOT_COPIED
 
 LOCAL = LocalHost()
-
-
-def say(message: str) -> None:
-    """Take what nobody reads."""
 
 
 def mirror(
@@ -32,7 +29,7 @@ def mirror(
         (LOCAL, str(source)),
         (LOCAL, str(destination)),
         name="warm pass",
-        reporter=Reporter("default", say=say),
+        reporter=Reporter("default"),
         exclude=NOT_COPIED,
         vanishing=vanishing,
         timeout=timeout,
@@ -309,7 +306,7 @@ def test_the_ssh_command_arrives_as_it_is_whatever_is_in_it(
             source,
             destination,
             name="warm pass",
-            reporter=Reporter("default", say=say),
+            reporter=Reporter("default"),
             exclude=NOT_COPIED,
         )
         assert tree(Path(destination[1])) == expected(data)
@@ -320,9 +317,7 @@ def test_the_ssh_command_arrives_as_it_is_whatever_is_in_it(
 def test_a_host_that_cannot_be_reached_is_one_line(copy: Path) -> None:
     host = SshHost("127.0.0.1", ("ssh", "-F", "/dev/null", "-p", "1"))
     with pytest.raises(CommandFailed) as caught:
-        rsync.copy(
-            (host, "/x"), (LOCAL, str(copy)), name="warm pass", reporter=Reporter("x", say=say)
-        )
+        rsync.copy((host, "/x"), (LOCAL, str(copy)), name="warm pass", reporter=Reporter("x"))
     assert "Connection refused" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -334,7 +329,7 @@ def test_owners_are_set_where_that_is_asked(data: Path, copy: Path) -> None:
         (LOCAL, str(data)),
         (LOCAL, str(copy)),
         name="restore pass",
-        reporter=Reporter("default", say=say),
+        reporter=Reporter("default"),
         owner="12345:54321",
     )
     owners = {(path.lstat().st_uid, path.lstat().st_gid) for path in copy.rglob("*")}

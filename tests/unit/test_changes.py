@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support import FAKE_SSH
-from vl_borg_hooks.system.hosts import Host, LocalHost, SshHost
+from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.system.hosts import Host
+from vl_borg_hooks.system.local import LocalHost
+from vl_borg_hooks.system.ssh import SshHost
 from vl_borg_hooks.victorialogs import changes, freeze
 
 
@@ -109,6 +115,49 @@ def test_a_list_that_is_replaced_within_a_tick_by_one_of_the_same_size_is_seen(
     found = changes.delta(before, changes.read(host, str(data), before))
     assert found
     assert "partitions/20260101/datadb/C" in found.copied
+
+
+def test_a_partition_that_has_not_changed_costs_two_stats(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the stop window, with years of partitions, each more of them would be downtime."""
+    for table in data.glob("partitions/*/*db"):
+        os.utime(table, ns=(1_700_000_000_000_000_000,) * 2)
+    before = changes.read(LocalHost(), str(data))
+    asked: Counter[str] = Counter()
+
+    def count(module: object, name: str) -> None:
+        original = getattr(module, name)
+
+        def counting(*arguments: Any, **options: Any) -> Any:
+            asked[name] += 1
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(module, name, counting)
+
+    for name in ("stat", "lstat", "listdir", "scandir", "open"):
+        count(os, name)
+    count(builtins, "open")
+    now = changes.read(LocalHost(), str(data), before)
+    monkeypatch.undo()
+    assert now.tables == before.tables
+    # Of each partition its two tables; DELETE_TASKS; the data directory and the partitions in it.
+    assert asked == {"stat": 2 * len(before.partitions) + 1, "listdir": 2}
+
+
+def test_what_is_new_beside_the_tables_is_seen(host: Host, data: Path) -> None:
+    before = changes.read(host, str(data))
+    (data / "partitions" / "20260102" / "new.json").touch()
+    (data / "new").touch()
+    now = changes.read(host, str(data), before)
+    assert now.others - before.others == {"new", "partitions/20260102/new.json"}
+
+
+@pytest.mark.parametrize("content", ["", '{"A": 1}', '["../A"]', '["A"]["B"]', "[1]", "\0\0"])
+def test_a_list_that_is_none_is_an_error(host: Host, data: Path, content: str) -> None:
+    (data / "partitions" / "20260101" / "datadb" / "parts.json").write_text(content)
+    with pytest.raises(OperatorError, match=r"could not list "):
+        changes.read(host, str(data))
 
 
 def test_after_a_deletion_of_rows_everything_is_looked_at(host: Host, data: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -108,6 +109,21 @@ def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(60)
+def test_a_limit_is_exact_and_costs_no_time() -> None:
+    """sh's own limits are looked at every 0.1 s, which in the stop window would be downtime."""
+
+    def seconds(program: str, timeout: float) -> float:
+        started = time.monotonic()
+        with contextlib.suppress(commands.TookTooLong):
+            commands.run([program, "60"], timeout=timeout)
+        return time.monotonic() - started
+
+    # The best of several: the machine may be busy.
+    assert min(seconds("true", 60) for _ in range(10)) < 0.05
+    assert 0.15 <= min(seconds("sleep", 0.15) for _ in range(10)) < 0.19
+
+
+@pytest.mark.timeout(60)
 def test_a_command_that_does_not_end_when_told_keeps_nobody_waiting() -> None:
     started = time.monotonic()
     with pytest.raises(CommandFailed, match="took longer than"):
@@ -157,20 +173,25 @@ def test_bytes_that_are_no_text_are_shown_and_not_fatal() -> None:
     assert os.fsencode(completed.stdout) == b"a\xffb"
 
 
-RUN_AND_SAY = """\
+START_AND_SAY = """\
 import sys
 from vl_borg_hooks.system import commands
 from vl_borg_hooks.system import signals
 signals.install()
-commands.run(["sh", "-c", "echo $$ > " + sys.argv[1] + "; exec sleep 60"], dies_with_us=True)
+start = getattr(commands, sys.argv[2])
+started = start(["sh", "-c", "echo $$ > " + sys.argv[1] + "; exec sleep 60"], dies_with_us=True)
+started.wait()
 """
+ENDING = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_what_we_started_ends_with_us(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("start", "number"), [*(("run", number) for number in ENDING), ("beside", signal.SIGKILL)]
+)
+def test_what_we_started_ends_with_us(tmp_path: Path, start: str, number: signal.Signals) -> None:
     pid_file = tmp_path / "pid"
-    argv = [sys.executable, "-c", RUN_AND_SAY, str(pid_file)]
+    argv = [sys.executable, "-c", START_AND_SAY, str(pid_file), start]
     with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as ours:
         pid = int(wait_until(lambda: pid_file.exists() and pid_file.read_text().strip(), 20, "pid"))
         child = psutil.Process(pid)
@@ -181,3 +202,29 @@ def test_what_we_started_ends_with_us(tmp_path: Path, number: signal.Signals) ->
         return not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
     wait_until(ended, 10, "the end of the command")
+
+
+@pytest.mark.timeout(30)
+def test_what_runs_beside_us_can_be_talked_to() -> None:
+    with commands.beside(["cat"], talks=True) as cat:
+        assert cat.stdin is not None
+        assert cat.stdout is not None
+        cat.stdin.write("a question\n")
+        cat.stdin.flush()
+        assert cat.stdout.readline() == "a question\n"
+        assert cat.poll() is None
+        cat.stdin.close()
+        assert cat.wait() == 0
+
+
+@pytest.mark.timeout(30)
+def test_what_outlives_us_has_a_session_a_directory_and_variables_of_its_own() -> None:
+    with commands.beside(["sleep", "60"], outlives_us=True, environment={"OURS": "x y"}) as guard:
+        process = psutil.Process(guard.pid)
+        wait_until(lambda: process.name() == "sleep", 10, "the command")
+        assert os.getsid(guard.pid) == guard.pid
+        assert process.cwd() == "/"
+        environment = process.environ()
+        assert environment["OURS"] == "x y"
+        assert environment["PATH"] == os.environ["PATH"]
+        guard.kill()

@@ -18,7 +18,8 @@ from tests.support import EXAMPLES, umask
 from vl_borg_hooks import cli, config
 from vl_borg_hooks.config import ConfigError, Instance, load
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.system.hosts import LocalHost, SshHost
+from vl_borg_hooks.system.local import LocalHost
+from vl_borg_hooks.system.ssh import SshHost
 
 MANY = settings(
     max_examples=EXAMPLES,
@@ -342,7 +343,7 @@ def test_paths_on_another_host_overlap_with_none_here(write: Write) -> None:
         ),
         (
             text(service="{sytemd: x.service}"),
-            ":5: instances[0].service.sytemd: is no service manager; there are: command, systemd",
+            ":5: instances[0].service.sytemd: is not a service manager; there are: command, systemd",
         ),
     ],
 )

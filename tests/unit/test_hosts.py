@@ -8,6 +8,7 @@ import pwd
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 
 from tests.support import FAKE_SSH
 from vl_borg_hooks.errors import CommandFailed, OperatorError
-from vl_borg_hooks.system.hosts import Host, LocalHost, Owner, SshHost
+from vl_borg_hooks.system.hosts import FileLocked, Host, Owner, Tree
+from vl_borg_hooks.system.local import LocalHost
+from vl_borg_hooks.system.ssh import SshHost
 
 SHOW = "import json, sys; print(json.dumps(sys.argv[1:]))"
 HOSTILE = [
@@ -98,6 +101,30 @@ def test_a_command_that_fails_there_says_where(ssh: SshHost) -> None:
 def test_an_ssh_that_is_missing_is_one_line() -> None:
     with pytest.raises(CommandFailed, match="the command no-such-ssh was not found"):
         SshHost("h", ("no-such-ssh",)).run(["true"])
+
+
+def test_a_host_is_the_same_as_another_of_its_kind_at_the_same_place(ssh: SshHost) -> None:
+    hosts: list[Host] = [LocalHost(), ssh, SshHost("other"), LocalHost(), SshHost("other")]
+    assert list(dict.fromkeys(hosts)) == [LocalHost(), ssh, SshHost("other")]
+
+
+def test_only_what_is_on_this_machine_has_a_local_path(ssh: SshHost) -> None:
+    assert LocalHost().local_path("/a b") == Path("/a b")
+    assert ssh.local_path("/a b") is None
+    assert LocalHost().transport() == []
+    assert ssh.transport()[0] == ssh.ssh_command[0]
+
+
+def test_a_host_that_has_what_it_needs_is_fine(host: Host) -> None:
+    host.check()
+
+
+def test_a_host_without_flock_is_told_before_it_is_needed(tmp_path: Path) -> None:
+    program = tmp_path / "ssh"
+    program.write_text(FAKE_SSH.replace("exec sh", "PATH=/nowhere exec /bin/sh"))
+    program.chmod(0o755)
+    with pytest.raises(OperatorError, match="flock --version failed on h"):
+        SshHost("h", (str(program),)).check()
 
 
 NAMES = ["plain", "with space", "it's", "-dash", "new\nline", "$(x)"]
@@ -189,6 +216,91 @@ def test_what_lies_below_a_file_is_missing_or_an_error_and_no_crash(
             ask(below)
         except OperatorError:
             continue
+
+
+CONTENTS = [b"", b"[]", b"two\nlines\n", b"nul\0within", b"\xff\xfe", b"==> x <==\n"]
+
+
+def whole_tree(host: Host, root: Path) -> Tree:
+    return host.tree(str(root), depth=4, contents=["listed"], without=["left out"])
+
+
+def test_a_tree_tells_names_times_and_contents(host: Host, tmp_path: Path) -> None:
+    started = time.time_ns()
+    (tmp_path / "left out" / "listed").mkdir(parents=True)
+    for number, content in enumerate(CONTENTS):
+        directory = tmp_path / "a" / f"{number}\n \udcff"
+        directory.mkdir(parents=True)
+        (directory / "listed").write_bytes(content)
+        os.utime(directory, ns=(1, 1_700_000_000_000_000_000 + number))
+    tree = whole_tree(host, tmp_path)
+    assert "a" in tree.names("")
+    assert sorted(tree.names("a")) == [f"{number}\n \udcff" for number in range(len(CONTENTS))]
+    for number, content in enumerate(CONTENTS):
+        path = f"a/{number}\n \udcff"
+        assert tree.names(path) == ["listed"]
+        assert tree.modified(path) == 1_700_000_000_000_000_000 + number
+        assert tree.content(f"{path}/listed") == content
+    assert tree.taken == 0 or tree.taken >= started
+
+
+def test_what_is_not_in_a_tree_is_missing(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "listed").write_bytes(b"x")
+    tree = whole_tree(host, tmp_path)
+    assert tree.names("empty") == []
+    for ask in (tree.names, tree.modified, tree.content):
+        with pytest.raises(FileNotFoundError):
+            ask("no/such")
+
+
+def test_a_tree_over_ssh_is_fetched_in_one_round_trip(ssh: SshHost, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "listed").write_bytes(b"before")
+    tree = whole_tree(ssh, tmp_path)
+    (tmp_path / "a" / "listed").write_bytes(b"after")
+    assert tree.names("a") == ["listed"]
+    assert tree.content("a/listed") == b"before"
+
+
+def test_a_lock_that_another_process_has_is_told_from_one_that_cannot_be_had(
+    host: Host, tmp_path: Path
+) -> None:
+    path = f"{tmp_path}/it's locked"
+    with pytest.raises(OperatorError, match="could not") as caught, host.flock(f"{path}/x"):
+        pass
+    assert not isinstance(caught.value, FileLocked)
+    Path(path).touch()
+    with host.flock(path), pytest.raises(FileLocked), host.flock(path):
+        pass
+
+
+def test_to_lock_a_file_does_not_make_it(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match="No such file"), LocalHost().flock(f"{tmp_path}/x"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_links_are_made_of_files_and_of_all_in_a_directory(host: Host, tmp_path: Path) -> None:
+    root, target = tmp_path / "root", tmp_path / "target"
+    (root / "a b" / "deep").mkdir(parents=True)
+    target.mkdir()
+    for path in ("file", "a b/one", "a b/deep/two", "other"):
+        (root / path).write_text(path)
+    (root / "a b" / "link").symlink_to("/etc/passwd")
+    host.link_files(str(root), [], str(target))
+    assert list(target.iterdir()) == []
+    host.link_files(str(root), ["file", "a b"], str(target))
+    assert sorted(os.listdir(target)) == ["a b", "file"]
+    for path in ("file", "a b/one", "a b/deep/two"):
+        assert (target / path).samefile(root / path)
+    assert os.readlink(target / "a b" / "link") == "/etc/passwd"
+
+
+def test_what_cannot_be_linked_is_an_error(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    with pytest.raises(OperatorError, match="no such"):
+        host.link_files(str(tmp_path), ["no such"], f"{tmp_path}/target")
 
 
 def test_owners_are_told_and_set(host: Host, tmp_path: Path) -> None:

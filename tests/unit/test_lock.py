@@ -16,7 +16,9 @@ import pytest
 from tests.parts.waiting import wait_until
 from tests.support import FAKE_SSH, LockingServer, make_data
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.system.hosts import Host, LocalHost, SshHost
+from vl_borg_hooks.system.hosts import Host
+from vl_borg_hooks.system.local import LocalHost
+from vl_borg_hooks.system.ssh import SshHost
 from vl_borg_hooks.victorialogs import lock
 
 

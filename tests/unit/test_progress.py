@@ -14,6 +14,7 @@ import time
 
 import pytest
 
+from tests.support import said
 from vl_borg_hooks.transfer import progress
 from vl_borg_hooks.transfer.progress import Parser, Point, Reporter, describe
 
@@ -42,12 +43,11 @@ def test_what_is_known_of_the_files_stays_known() -> None:
 def test_plain_lines_come_at_most_every_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    said: list[str] = []
-    with Reporter("default", say=said.append).transfer("warm pass") as report:
+    with said() as lines, Reporter("default").transfer("warm pass") as report:
         for step in range(151):
             now = 1000.0 + step / 10
             report(Point(step * 1_000_000, step, 300))
-    assert said == [
+    assert lines == [
         "default: warm pass: 50.0 MB copied, 10.0 MB/s, 50 of 300 files, about 25 s left",
         "default: warm pass: 100.0 MB copied, 10.0 MB/s, 100 of 300 files, about 20 s left",
         "default: warm pass: 150.0 MB copied, 10.0 MB/s, 150 of 300 files, about 15 s left",
@@ -55,17 +55,16 @@ def test_plain_lines_come_at_most_every_five_seconds(monkeypatch: pytest.MonkeyP
 
 
 def test_a_pass_of_a_moment_says_nothing() -> None:
-    said: list[str] = []
-    with Reporter("default", say=said.append).transfer("final pass") as report:
+    with said() as lines, Reporter("default").transfer("final pass") as report:
         report(Point(1, 1, 1))
-    assert said == []
+    assert lines == []
 
 
 DRIVE = """\
 import sys, time
 from vl_borg_hooks.transfer.progress import Point, Reporter
 real = time.monotonic
-with Reporter("default", say=print).transfer("warm pass") as report:
+with Reporter("default").transfer("warm pass") as report:
     start = real()
     time.monotonic = lambda: start + 10
     report(Point(250_000_000, 25, 100))

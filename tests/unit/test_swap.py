@@ -10,7 +10,7 @@ from typing import final
 import pytest
 
 from tests.support import tree
-from vl_borg_hooks.system.hosts import LocalHost
+from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
 from vl_borg_hooks.victorialogs.swap import Swap
 

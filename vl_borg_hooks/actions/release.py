@@ -1,30 +1,36 @@
-"""`after-create`: the way out of a backup.
-
-Apart from backup.py, whose imports would be most of the time that this takes.
-"""
+"""`after-create`: the way out of a backup. It is called often, so it imports little."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vl_borg_hooks.plugin import manager
+from vl_borg_hooks.plugin.context import Release
 from vl_borg_hooks.runs.borgmatic import calling_process
-from vl_borg_hooks.runs.records import InstanceState
+from vl_borg_hooks.runs.records import RunRecords
+from vl_borg_hooks.system.log import logger
 
 if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance, LoadedConfig
 
-Say = Callable[[str], None]
 
-
-def release(loaded: LoadedConfig, instances: Sequence[Instance], say: Say) -> None:
+def release(loaded: LoadedConfig, instances: Sequence[Instance]) -> None:
     """Give back the leases that the borgmatic which runs us has; safe at any time, any number."""
     holder = calling_process()
+    released: list[Instance] = []
     for instance in instances:
-        state = InstanceState(loaded.config.state_directory, instance.name)
-        lease = state.lease_holder()
-        # The lease of another living borgmatic isn't ours to give back: it still archives.
+        records = RunRecords(loaded.config.state_directory, instance.name)
+        records.create()
+        lease = records.lease_holder()
+        # The lease of another living borgmatic is not ours to give back: it still archives.
         if lease is None or lease.pid == holder.pid:
-            state.release_lease()
+            records.release_lease()
+            released.append(instance)
         else:
-            say(f"{instance.name}: {lease} keeps its lease")
+            logger.warning("%s: %s keeps its lease", instance.name, lease)
+    # Without our own steps: none of them has anything to do here.
+    hooks = manager.load(())
+    additions = manager.additions(hooks, loaded)
+    for instance in released:
+        hooks.after_release(Release(instance, additions))

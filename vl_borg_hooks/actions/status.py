@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vl_borg_hooks.actions import backup
+from vl_borg_hooks.actions.run import Setting
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.plugin.context import Target
-from vl_borg_hooks.runs.records import InstanceState
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.staging.manifest import Manifest
 from vl_borg_hooks.transfer.progress import human_bytes
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Status:
+class Overview:
     """What is known of one instance now."""
 
     instance: str
@@ -57,29 +56,29 @@ class Status:
         ]
 
 
-def status(loaded: LoadedConfig, instances: Sequence[Instance]) -> list[Status]:
-    """Return the status of each of `instances`; raises OperatorError for a wrong config only."""
-    return [_status_of(loaded, instance) for instance in instances]
+def status(loaded: LoadedConfig, instances: Sequence[Instance]) -> list[Overview]:
+    """Return what is known of each of `instances`; raises OperatorError for a wrong config only."""
+    setting = Setting(loaded)
+    return [_overview(setting.target(instance)) for instance in instances]
 
 
-def _status_of(loaded: LoadedConfig, instance: Instance) -> Status:
-    target = Target(**backup.target_fields(loaded, instance, lambda message: None))
-    state = InstanceState(loaded.config.state_directory, instance.name)
+def _overview(target: Target) -> Overview:
+    records = target.records
     try:
-        manifest = StagingCopy(Path(instance.staging_path)).manifest()
+        manifest = StagingCopy(Path(target.instance.staging_path)).manifest()
     except InvalidCopy:
         manifest = None
     try:
         victorialogs = target.service.state().value
     except OperatorError as error:
         victorialogs = f"unknown: {error}"
-    run = state.run_that_is_on()
-    return Status(
-        instance=instance.name,
+    run = records.run_that_is_on()
+    return Overview(
+        instance=target.name,
         service=target.service.description,
         victorialogs=victorialogs,
         manifest=manifest,
-        lease=str(state.lease_holder() or ""),
+        lease=str(records.lease_holder() or ""),
         run=run,
-        unfinished=state.has_journal and not run,
+        unfinished=records.has_journal and not run,
     )

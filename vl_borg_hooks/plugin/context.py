@@ -1,46 +1,84 @@
-"""What a run works on: the objects that hooks are called with."""
+"""What hooks are called with: the instance that a run works on, and what the run has found."""
 
 from __future__ import annotations
 
-import os
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from vl_borg_hooks.services import ServiceManager, State
+from pydantic import BaseModel
+
+from vl_borg_hooks.config import OptionsError
+from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.staging.copy import StagingCopy
-from vl_borg_hooks.system.hosts import Host, LocalHost, Owner
-from vl_borg_hooks.victorialogs.http import Client
+from vl_borg_hooks.transfer.progress import Reporter
 from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
 
 if TYPE_CHECKING:
-    from vl_borg_hooks.config import Instance
-    from vl_borg_hooks.staging.known import Known, Notes
+    from vl_borg_hooks.config import Instance, LoadedConfig
+    from vl_borg_hooks.runs.records import RunRecords
+    from vl_borg_hooks.services import ServiceFactory, ServiceManager
+    from vl_borg_hooks.staging.last_published import LastPublished
+    from vl_borg_hooks.staging.manifest import Manifest
+    from vl_borg_hooks.system.hosts import Host, Owner
     from vl_borg_hooks.transfer import PassResult
-    from vl_borg_hooks.transfer.progress import Reporter
-    from vl_borg_hooks.victorialogs.changes import Delta, Listing
+    from vl_borg_hooks.victorialogs.http import Client
+
+Options = TypeVar("Options", bound=BaseModel)
 
 
-@dataclass(kw_only=True)
-class Target:
-    """One instance, its host and its service manager, as a run found them."""
+@dataclass(frozen=True)
+class Additions:
+    """What the plugins add to the config.
 
-    instance: Instance
-    host: Host
-    service: ServiceManager
-    reporter: Reporter
-    # The file that the instance was read from, for the guard to read again.
-    config_path: Path
-    found: State = State.STOPPED
+    `services` are the service managers by the name that they have under `service:`; `options` are
+    the plugins' own sections under `plugins:`, validated, by the model that the plugin gave.
+    """
+
+    services: Mapping[str, ServiceFactory]
+    options: Mapping[type[BaseModel], BaseModel]
+
+    def of(self, model: type[Options]) -> Options:
+        """Return the section of the config that `model` was given for."""
+        found = self.options[model]
+        if not isinstance(found, model):
+            raise TypeError(f"{found} is not a {model.__name__}")
+        return found
+
+
+@dataclass
+class Stop:
+    """The stop of VictoriaLogs that a run has asked for."""
+
     # time.monotonic() of the stop command; None before it.
-    stopped_at: float | None = None
-    # Whether a stop was asked for and the lock has not shown yet that it took place.
-    stop_is_open: bool = False
-    # Whether VictoriaLogs was told to stop and has not in time: it may stop at any moment.
-    may_stop: bool = False
-    # Seconds from the stop command to healthy again; None until that was measured.
-    downtime: float | None = None
+    asked_at: float | None = None
+    # Whether it was asked for, and the lock has not shown yet that VictoriaLogs has stopped.
+    is_open: bool = False
+    # Whether VictoriaLogs did not stop in time: it may stop at any moment.
+    is_late: bool = False
+
+
+class Target:
+    """One instance, its host and its service manager. Raises ConfigError for a wrong `service:`."""
+
+    def __init__(
+        self, loaded: LoadedConfig, instance: Instance, additions: Additions, records: RunRecords
+    ) -> None:
+        self.instance = instance
+        self.host: Host = instance.host
+        self.service = _service(loaded, instance, additions.services, self.host)
+        self.records = records
+        self.reporter = Reporter(instance.name)
+        # The file that the instance was read from, for the guard to read again.
+        self.config_path = loaded.path.absolute()
+        # Whether VictoriaLogs ran when this run began; set by the checks.
+        self.found = ServiceState.STOPPED
+        self.stop = Stop()
+        # Seconds from the stop command to healthy again; None until that was measured.
+        self.downtime: float | None = None
+        self._additions = additions
 
     @property
     def name(self) -> str:
@@ -54,9 +92,12 @@ class Target:
 
     @property
     def client(self) -> Client | None:
-        """VictoriaLogs over HTTP, None where the config has no `url`."""
+        """VictoriaLogs over HTTP, None if the config has no `url`."""
         if not self.instance.url:
             return None
+        # Imported here: it takes longer than all else that `after-create` needs.
+        from vl_borg_hooks.victorialogs.http import Client
+
         auth = self.instance.http_auth
         return Client(self.instance.url, (auth.username, auth.password()) if auth else None)
 
@@ -65,65 +106,119 @@ class Target:
         """Our own directory on the data's filesystem, on `host`."""
         return f"{self.data_directory}/{WORKING_DIRECTORY}"
 
+    @property
+    def stop_may_still_come(self) -> bool:
+        """Whether VictoriaLogs was told to stop, and may do so after anything that we start."""
+        return self.stop.is_open and not self.service.starts_after_stop
 
-@dataclass(kw_only=True)
+    def options(self, model: type[Options]) -> Options:
+        """Return the section of the config that a plugin has given `model` for."""
+        return self._additions.of(model)
+
+    def remaining_downtime(self) -> float | None:
+        """Return how many seconds of `max_downtime` are left, None outside the stop window."""
+        if self.stop.asked_at is None or self.downtime is not None:
+            return None
+        passed = time.monotonic() - self.stop.asked_at
+        return max(self.instance.max_downtime - passed, 0.001)
+
+
 class Backup(Target):
     """The backup of one instance."""
 
-    staging: StagingCopy
-    warm: PassResult | None = None
-    final: PassResult | None = None
-    # What the data directory held before the last warm pass; None where there was none.
-    listing: Listing | None = None
-    # What it held before the warm pass before that; None where there was but one in this run.
-    listed_before: Listing | None = None
-    # What the final pass has to copy and remove; None where it has to look at everything.
-    delta: Delta | None = None
-    # Whether hard links can be made on the data's filesystem, and whether they have been made.
-    can_freeze: bool = False
-    is_frozen: bool = False
-    # What the last published copy held, None where that is not known; and what publish notes of
-    # this one for the next run.
-    known: Known | None = None
-    # Whether it was found to be all as it was then, so that only what is new has to be copied; and
-    # when all of it was last compared with the data, in seconds since 1970.
-    is_as_published: bool = False
-    compared: float = 0
-    notes: Notes | None = None
-
-    @property
-    def frozen(self) -> str:
-        """Where, on `host`, hard links keep what the final pass has to copy."""
-        return f"{self.working_directory}/frozen"
+    def __init__(
+        self, loaded: LoadedConfig, instance: Instance, additions: Additions, records: RunRecords
+    ) -> None:
+        super().__init__(loaded, instance, additions, records)
+        self.staging = StagingCopy(Path(instance.staging_path))
+        # The manifest of the staging copy as this run found it; None if it was not published.
+        self.last_manifest: Manifest | None = None
 
     @property
     def on_one_filesystem(self) -> bool:
         """Whether the staging copy can share its files with the data, as hard links."""
+        data = self.host.local_path(self.data_directory)
         try:
-            device = os.stat(self.data_directory).st_dev
-            return isinstance(self.host, LocalHost) and os.stat(self.staging.data).st_dev == device
+            return data is not None and data.stat().st_dev == self.staging.data.stat().st_dev
         except OSError:
             return False
 
-    def remaining_downtime(self) -> float | None:
-        """Return how many seconds of `max_downtime` are left, None outside the stop window."""
-        if self.stopped_at is None or self.downtime is not None:
-            return None
-        passed = time.monotonic() - self.stopped_at
-        return max(self.instance.max_downtime - passed, 0.001)
 
-
-@dataclass(kw_only=True)
 class Restore(Target):
     """The restore of one instance from `copy`, a staging or extracted copy."""
 
-    copy: StagingCopy
-    start_if_stopped: bool = False
-    # Whom the restored files must belong to; None for whoever runs this.
-    owner: Owner | None = None
-    placed: PassResult | None = None
+    def __init__(
+        self,
+        loaded: LoadedConfig,
+        instance: Instance,
+        additions: Additions,
+        records: RunRecords,
+        copy: StagingCopy,
+        manifest: Manifest,
+        *,
+        start_if_stopped: bool = False,
+    ) -> None:
+        super().__init__(loaded, instance, additions, records)
+        self.copy = copy
+        self.manifest = manifest
+        self.start_if_stopped = start_if_stopped
+        # Who the restored files must belong to; None for the user that runs this. Set by the checks.
+        self.owner: Owner | None = None
+        # How many rows of the copy are past VictoriaLogs' retention: it will delete them. Set by the
+        # checks.
+        self.expired_rows = 0
 
     @property
-    def incoming(self) -> str:
-        """Where the copy is put, on `host`, until VictoriaLogs is stopped."""
-        return f"{self.working_directory}/incoming"
+    def expected_rows(self) -> int:
+        """How many rows of the copy VictoriaLogs has to serve afterwards."""
+        return self.manifest.rows - self.expired_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copied:
+    """How the staging copy was made: what `make_copy` returns."""
+
+    # The last pass while VictoriaLogs ran; None if there was none.
+    warm: PassResult | None = None
+    # The pass that made the copy consistent.
+    final: PassResult
+    # When that was: see `final_pass` in the config.
+    final_pass: Literal["frozen", "stopped"] = "stopped"
+    # Whether the copy shares files with the data, as hard links.
+    linked: bool = False
+    # The last published copy, if it was looked at: what is as it was then is not read again.
+    last_published: LastPublished | None = field(default=None, repr=False)
+    # When all of the copy was last compared with the data, in seconds since 1970; 0 for never.
+    compared: float = 0
+
+
+@dataclass(frozen=True)
+class Release:
+    """The end of an archiving: the staging copy of `instance` is given back."""
+
+    instance: Instance
+    additions: Additions
+
+    def options(self, model: type[Options]) -> Options:
+        """Return the section of the config that a plugin has given `model` for."""
+        return self.additions.of(model)
+
+
+def _service(
+    loaded: LoadedConfig,
+    instance: Instance,
+    services: Mapping[str, ServiceFactory],
+    host: Host,
+) -> ServiceManager:
+    """Return the service manager that the config names for `instance`."""
+    index = loaded.config.instances.index(instance)
+    ((kind, options),) = instance.service.items()
+    location = ("instances", index, "service", kind)
+    if kind not in services:
+        raise loaded.error(
+            location, f"is not a service manager; there are: {', '.join(sorted(services))}"
+        )
+    try:
+        return services[kind](options, host)
+    except OptionsError as error:
+        raise loaded.error((*location, *error.location), str(error)) from None

@@ -1,63 +1,95 @@
-"""The lifecycle as pluggy specifications: the public API for plugins.
+"""The hooks, as pluggy specifications: the public API for plugins.
 
 The hooks stand in the order in which they are called. Write a module with functions of these names,
-mark them with `pluggy.HookimplMarker("vl_borg_hooks")`, and name the module under the entry-point
-group `vl_borg_hooks`. A function may leave out arguments that it doesn't need.
+mark them with `vl_borg_hooks.plugin.hookimpl`, and name the module under the entry-point group
+`vl_borg_hooks`. A function may leave out arguments that it does not need.
 
 Hooks that are marked `firstresult` are steps: the first plugin that returns something other than
-None has done the step, and those after it, ours included, aren't asked. All others are occasions:
-every plugin is called. No hook is called twice for one occasion, and none runs in parallel with
-another.
+None has done the step, and the plugins after it, ours included, are not asked. All others are
+occasions: every plugin is called. No two hooks run at the same time.
+
+With several instances, each hook of a backup is called for each of them. `start_service` and
+`is_healthy` are called again until VictoriaLogs serves; `backup_checks` is also called by
+`config validate` and by dry runs, which call no other hook of a backup.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import pluggy
 
 if TYPE_CHECKING:
-    from vl_borg_hooks.plugin.context import Backup, Restore, Target
+    from pydantic import BaseModel
+
+    from vl_borg_hooks.plugin.checks import Check
+    from vl_borg_hooks.plugin.context import Backup, Copied, Release, Restore, Target
+    from vl_borg_hooks.plugin.relay import Hooks
     from vl_borg_hooks.services import ServiceFactory
     from vl_borg_hooks.staging.manifest import Manifest
     from vl_borg_hooks.transfer import PassResult
 
-hookspec = pluggy.HookspecMarker("vl_borg_hooks")
+PROJECT = "vl_borg_hooks"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
 def service_managers() -> Mapping[str, ServiceFactory]:  # type: ignore[empty-body]
-    """Offer service managers by the name they have under `service:` in the config.
+    """Offer service managers by the name that they have under `service:` in the config.
 
-    Called whenever a config is read, perhaps several times. An exception makes every command fail.
+    Called after the config was read. An exception makes every command fail that needs one.
+    """
+
+
+@hookspec
+def plugin_options() -> Mapping[str, type[BaseModel]]:  # type: ignore[empty-body]
+    """Offer sections of the config by the name that they have under `plugins:`, with their model.
+
+    A section is validated with the rest of the config; `target.options(Model)` returns it. If the
+    config does not have the section, it is validated as an empty one. An exception makes every
+    command fail that uses plugins.
     """
 
 
 @hookspec
 def before_backup(backup: Backup) -> None:
-    """Look whether the backup of this instance can succeed; nothing has been touched yet.
+    """Prepare for the backup of this instance; nothing was looked at or touched yet.
 
-    Called for every instance before the first one's backup begins. An exception ends the run:
-    no VictoriaLogs is stopped, every staging copy stays as it was.
+    Called for every instance before anything else. An exception ends the run, as a failed check
+    does; `after_backup` is called.
+    """
+
+
+@hookspec
+def backup_checks(backup: Backup) -> Iterable[Check]:  # type: ignore[empty-body]
+    """Find out whether the backup of this instance can succeed; change nothing.
+
+    Called for every instance before the first one's backup begins. If one of the checks is not ok,
+    or for an exception, the run ends: no VictoriaLogs is stopped, every staging copy stays as it is.
     """
 
 
 @hookspec(firstresult=True)
-def warm_pass(backup: Backup) -> PassResult | None:
-    """Step: copy the data path to `backup.staging.data` while VictoriaLogs runs.
+def make_copy(backup: Backup, hooks: Hooks) -> Copied | None:
+    """Step: make `backup.staging.data` a consistent copy of the data path.
 
-    Not called where VictoriaLogs was found stopped. The staging copy is unpublished by now. An
-    exception ends the run; VictoriaLogs has not been stopped.
+    The staging copy exists and is unpublished. Ours makes a warm pass, stops VictoriaLogs, keeps or
+    copies what has changed, and starts it again; the hooks from `before_stop` to `after_start` are
+    its own. Another way that needs VictoriaLogs stopped calls
+    `vl_borg_hooks.stop_window.window.stop_window(hooks, backup, "before-create")`, which stops it,
+    holds its lock, and brings it back whatever happens. `backup.found` says whether VictoriaLogs
+    was running. An exception ends the run; the staging copy stays unpublished.
     """
 
 
 @hookspec
 def before_stop(target: Target) -> None:
-    """Prepare for the stop window, such as by silencing alerts; a backup's or a restore's.
+    """Prepare for the stop window, for example by silencing alerts; of a backup or a restore.
 
-    Not called where VictoriaLogs was found stopped. An exception ends the run; VictoriaLogs has
-    not been stopped, and `after_start` is called.
+    Not called if VictoriaLogs was found stopped. An exception ends the run; VictoriaLogs was not
+    stopped, and `after_start` is called.
     """
 
 
@@ -71,38 +103,17 @@ def stop_service(target: Target) -> bool | None:
 
 
 @hookspec(firstresult=True)
-def freeze(backup: Backup) -> bool | None:
-    """Step: keep what the final pass has to copy such that VictoriaLogs can start before that.
-
-    In the stop window, the data directory locked. Return False where that can't be done: the final
-    pass then comes before the start. An exception ends the run after VictoriaLogs was started
-    again; the staging copy stays unpublished.
-    """
-
-
-@hookspec(firstresult=True)
-def final_pass(backup: Backup) -> PassResult | None:
-    """Step: bring `backup.staging.data` up to date, exactly.
-
-    Where `backup.is_frozen`, from `backup.frozen` while VictoriaLogs serves again; otherwise from
-    the data directory, locked, in the stop window or with VictoriaLogs found stopped. Where
-    `backup.delta` is None all is to be looked at, else only that. An exception ends the run, with
-    VictoriaLogs back in the state it was found in; the staging copy stays unpublished.
-    """
-
-
-@hookspec(firstresult=True)
 def start_service(target: Target) -> bool | None:
     """Step: ask VictoriaLogs to start; return True without waiting until it serves.
 
-    The lock of the data directory is free again. An exception is logged and the step is tried
+    The lock of the data directory is free again. An exception is logged, and the step is tried
     again until `start_timeout` is over.
     """
 
 
 @hookspec(firstresult=True)
 def is_healthy(target: Target) -> bool | None:
-    """Step: tell whether VictoriaLogs serves again; asked every few milliseconds after the start.
+    """Step: say whether VictoriaLogs serves again; asked every few milliseconds after the start.
 
     An exception counts as no.
     """
@@ -112,12 +123,13 @@ def is_healthy(target: Target) -> bool | None:
 def after_start(target: Target) -> None:
     """Undo what `before_stop` did: VictoriaLogs runs again, or could not be started.
 
-    Called after every `before_stop`, whatever happened in between. An exception makes the run fail.
+    Called after every `before_stop`, whatever happened in between. An exception makes the run fail,
+    unless it has failed already: then it is logged, and the first failure is what the operator reads.
     """
 
 
 @hookspec(firstresult=True)
-def publish(backup: Backup) -> Manifest | None:
+def publish(backup: Backup, copied: Copied) -> Manifest | None:
     """Step: verify the staging copy and write its manifest, last and atomically.
 
     VictoriaLogs is back in the state it was found in. An exception ends the run; the staging copy
@@ -126,33 +138,67 @@ def publish(backup: Backup) -> Manifest | None:
 
 
 @hookspec
-def after_backup(backup: Backup, error: BaseException | None) -> None:
-    """Learn how the backup of this instance went: `error` is None where its copy was published.
+def after_backup(
+    backup: Backup,
+    copied: Copied | None,
+    manifest: Manifest | None,
+    error: BaseException | None,
+) -> None:
+    """Learn how the backup of this instance went.
 
-    Called whenever the backup itself was begun, as its last hook. An exception makes the run fail.
+    Called for every instance whose `before_backup` was called, after all of them have ended.
+    Without an `error`, the copy with this `manifest` is published and will be archived. With one,
+    nothing will be archived, whichever instance failed; `copied` and `manifest` are what this
+    instance had come to, None for what it had not. An exception makes the run fail.
+    """
+
+
+@hookspec
+def after_release(release: Release) -> None:
+    """Learn that borgmatic has ended, and that its staging copy may change again.
+
+    Called by `after-create`, for every instance that it gives back, also after a failure. An
+    exception makes `after-create` fail; the lease is given back before that.
     """
 
 
 @hookspec
 def before_restore(restore: Restore) -> None:
-    """Look whether the restore can succeed; the copy is verified, nothing has been touched yet.
+    """Prepare for the restore; the copy was verified, nothing else was looked at or touched.
 
-    An exception ends the run.
+    An exception ends the run, as a failed check does; `after_restore` is called.
+    """
+
+
+@hookspec
+def restore_checks(restore: Restore) -> Iterable[Check]:  # type: ignore[empty-body]
+    """Find out whether the restore can succeed; change nothing. Also called by dry runs.
+
+    If one of the checks is not ok, or for an exception, the run ends; nothing was changed.
     """
 
 
 @hookspec(firstresult=True)
-def place_copy(restore: Restore) -> PassResult | None:
-    """Step: copy `restore.copy.data` to `restore.incoming` on the data's own filesystem.
+def put_in_place(restore: Restore, hooks: Hooks) -> PassResult | None:
+    """Step: have VictoriaLogs serve `restore.copy.data`, or what was there before.
 
-    VictoriaLogs still runs on the data that is to be replaced. An exception ends the run;
-    VictoriaLogs has not been stopped.
+    Ours copies it beside the data while VictoriaLogs runs, stops VictoriaLogs, exchanges the two,
+    starts it, and calls `prove_restore`. If that or anything else fails, it must bring back the
+    data that was there, with VictoriaLogs as it was found, before it raises the exception.
+    """
+
+
+@hookspec
+def prove_restore(restore: Restore) -> None:
+    """Prove that VictoriaLogs serves what was restored; the data that was there is still kept.
+
+    An exception undoes the restore.
     """
 
 
 @hookspec
 def after_restore(restore: Restore, error: BaseException | None) -> None:
-    """Learn how the restore went: `error` is None where VictoriaLogs serves the restored data.
+    """Learn how the restore went: `error` is None if VictoriaLogs serves the restored data.
 
     Always called once `before_restore` was, as the last hook. An exception makes the run fail.
     """

@@ -1,59 +1,72 @@
-"""The plugin manager: the built-in steps, then everybody else's, by the same door."""
+"""The plugin manager: the built-in steps, then everybody else's plugins, in the same way."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from functools import cache
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import pluggy
+from pydantic import BaseModel
 
+from vl_borg_hooks import config
+from vl_borg_hooks.config import LoadedConfig, OptionsError
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin import hookspecs
-
-if TYPE_CHECKING:
-    from vl_borg_hooks.services import ServiceFactory
-
-PROJECT = "vl_borg_hooks"
-hookimpl = pluggy.HookimplMarker(PROJECT)
-
-BUILT_IN = (
-    "vl_borg_hooks.services.systemd",
-    "vl_borg_hooks.services.command",
-    "vl_borg_hooks.stop_window.window",
-    "vl_borg_hooks.steps.space",
-    "vl_borg_hooks.steps.passes",
-    "vl_borg_hooks.steps.publish",
-)
+from vl_borg_hooks.plugin.context import Additions
+from vl_borg_hooks.plugin.relay import Hooks
 
 
-@cache
-def manager() -> pluggy.PluginManager:
-    """Return the plugin manager with all plugins registered.
+def load(built_in: Iterable[str]) -> Hooks:
+    """Return the hooks of the modules `built_in` and of all plugins that are installed.
 
     Plugins that were installed by others come after the built-in ones, so that pluggy asks them
     first: a third party's step takes the place of ours by answering, and stands beside it by
     returning None. Raises OperatorError for a plugin that can't be loaded, since a backup that
-    silently does without one might be no backup.
+    silently goes on without it might not be a backup.
     """
-    plugin_manager = pluggy.PluginManager(PROJECT)
-    plugin_manager.add_hookspecs(hookspecs)
-    for name in BUILT_IN:
-        plugin_manager.register(importlib.import_module(name), name)
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    for name in built_in:
+        manager.register(importlib.import_module(name), name)
     try:
-        plugin_manager.load_setuptools_entrypoints(PROJECT)
-        plugin_manager.check_pending()
+        manager.load_setuptools_entrypoints(hookspecs.PROJECT)
+        manager.check_pending()
     except Exception as error:
         raise OperatorError(
-            f"a plugin could not be loaded: {error}", hint="mend or uninstall that plugin"
+            f"a plugin could not be loaded: {error}", hint="fix or uninstall that plugin"
         ) from error
-    return plugin_manager
+    return Hooks(manager.hook)
 
 
-def service_factories() -> dict[str, ServiceFactory]:
-    """Return the service managers of all plugins by the name that the config gives them."""
-    factories: dict[str, ServiceFactory] = {}
-    # pluggy asks the last registered first; reversed, a third party's entry wins over ours.
-    for offered in reversed(manager().hook.service_managers()):
-        factories.update(offered)
-    return factories
+def additions(hooks: Hooks, loaded: LoadedConfig) -> Additions:
+    """Return what the plugins add to the config; raises ConfigError for a wrong section."""
+    services = {
+        name: make for offered in hooks.service_managers() for name, make in offered.items()
+    }
+    models = {name: model for offered in hooks.plugin_options() for name, model in offered.items()}
+    sections = loaded.config.plugins
+    for name in sections:
+        if name not in models:
+            raise loaded.error(("plugins", name), _unknown(name, list(models)))
+    options = {
+        model: _validated(loaded, name, model, sections.get(name, {}))
+        for name, model in models.items()
+    }
+    return Additions(services, options)
+
+
+def _validated(
+    loaded: LoadedConfig, name: str, model: type[BaseModel], values: object
+) -> BaseModel:
+    try:
+        return config.options(model, values)
+    except OptionsError as error:
+        raise loaded.error(("plugins", name, *error.location), str(error)) from None
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    if not known:
+        return "no plugin that is installed has options"
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
+    return f"no plugin has this section; the nearest is {nearest[0]}"

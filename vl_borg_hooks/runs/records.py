@@ -81,12 +81,16 @@ class Journal:
     replaced: list[str] | None = None
 
 
-class InstanceState:
-    """The state directory of one instance."""
+class RunRecords:
+    """What the runs on one instance leave for the next: a directory below `state_path`."""
 
     def __init__(self, state_directory: Path, name: str) -> None:
-        files.private_directory(state_directory)
+        self._state_directory = state_directory
         self.directory = state_directory / name
+
+    def create(self) -> None:
+        """Make the directory if it is missing, for us only; raises OperatorError."""
+        files.private_directory(self._state_directory)
         files.private_directory(self.directory)
 
     @contextlib.contextmanager
@@ -95,6 +99,7 @@ class InstanceState:
 
         Waits up to `wait` seconds, without limit for None. Raises Busy, naming the holder.
         """
+        self.create()
         path = self._run_lock
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from vl_borg_hooks.system.hosts import Host, Owner
 
 
-class State(Enum):
+class ServiceState(Enum):
     """What the service manager says of VictoriaLogs."""
 
     RUNNING = "running"
@@ -24,8 +24,8 @@ class ServiceManager(ABC):
     directory tells when it has stopped, `/health` when it serves again.
     """
 
-    # Whether a start that is asked for after a stop takes place after it, even where whoever asked
-    # for the stop has died. Where not, VictoriaLogs is watched until the stop took place.
+    # Whether a start that is asked for after a stop takes place after it, even if the run that
+    # asked for the stop has died. If not, VictoriaLogs is watched until the stop took place.
     starts_after_stop = False
 
     @property
@@ -34,7 +34,7 @@ class ServiceManager(ABC):
         """What is started and stopped, for messages: `systemd unit victorialogs.service`."""
 
     @abstractmethod
-    def state(self) -> State:
+    def state(self) -> ServiceState:
         """Return the state now; waits out a start or stop that is under way."""
 
     @abstractmethod
@@ -43,10 +43,10 @@ class ServiceManager(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Ask for VictoriaLogs to be started; no error where it runs already."""
+        """Ask for VictoriaLogs to be started; no error if it runs already."""
 
     def check(self) -> None:
-        """Raise OperatorError where stopping or starting could not even be tried."""
+        """Raise OperatorError if stopping or starting could not even be tried."""
         return
 
     def last_words(self) -> str:
@@ -54,7 +54,7 @@ class ServiceManager(ABC):
         return ""
 
     def owner(self) -> Owner | None:
-        """Return whom VictoriaLogs runs as, None where the manager can't tell."""
+        """Return whom VictoriaLogs runs as, None if the manager can't tell."""
         return None
 
     def start_command(self) -> str:

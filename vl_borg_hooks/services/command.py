@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from vl_borg_hooks import config
 from vl_borg_hooks.errors import CommandFailed
-from vl_borg_hooks.plugin.manager import hookimpl
-from vl_borg_hooks.services import ServiceFactory, ServiceManager, State
+from vl_borg_hooks.services import ServiceManager, ServiceState
 from vl_borg_hooks.system.hosts import Host
 
 # LSB and systemctl(1): `status` exits with 0 for running and 3 for stopped; pgrep(1) with 1 for
@@ -48,17 +46,21 @@ class Command(ServiceManager):
             if not self._host.has_command(argv[0]):
                 raise CommandFailed(
                     f"the command {argv[0]} was not found on {self._host.name}",
-                    hint=f"install {argv[0]} or mend service: command:",
+                    hint=f"install {argv[0]} or correct service: command:",
                 )
 
-    def state(self) -> State:
+    def state(self) -> ServiceState:
         """Return what the status command's exit status says."""
         completed = self._host.run(
             self._options.status,
             ok=(RUNNING_STATUS, *STOPPED_STATUSES),
             timeout=self._options.timeout,
         )
-        return State.RUNNING if completed.exit_status == RUNNING_STATUS else State.STOPPED
+        return (
+            ServiceState.RUNNING
+            if completed.exit_status == RUNNING_STATUS
+            else ServiceState.STOPPED
+        )
 
     def stop(self) -> None:
         """Run the stop command."""
@@ -66,7 +68,7 @@ class Command(ServiceManager):
 
     def start(self) -> None:
         """Run the start command, unless VictoriaLogs runs already."""
-        if self.state() is State.STOPPED:
+        if self.state() is ServiceState.STOPPED:
             self._host.run(self._options.start, timeout=self._options.timeout)
 
     def start_command(self) -> str:
@@ -74,11 +76,6 @@ class Command(ServiceManager):
         return shlex.join(self._options.start)
 
 
-def _from_config(options: object, host: Host) -> ServiceManager:
+def from_config(options: object, host: Host) -> ServiceManager:
+    """Return the commands that `options` name; raises OptionsError."""
     return Command(config.options(CommandOptions, options), host)
-
-
-@hookimpl
-def service_managers() -> Mapping[str, ServiceFactory]:
-    """`command`."""
-    return {"command": _from_config}

@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vl_borg_hooks import config
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.plugin.manager import hookimpl
-from vl_borg_hooks.services import ServiceFactory, ServiceManager, State
+from vl_borg_hooks.services import ServiceManager, ServiceState
 from vl_borg_hooks.system.commands import Completed
 from vl_borg_hooks.system.hosts import Host, Owner
 
@@ -47,7 +46,7 @@ class Systemd(ServiceManager):
         """`systemd unit NAME`."""
         return f"systemd unit {self.unit}"
 
-    def state(self) -> State:
+    def state(self) -> ServiceState:
         """Return the state now; waits out a start or stop that is under way."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
@@ -62,9 +61,9 @@ class Systemd(ServiceManager):
             # A unit that systemd is about to restart is one that somebody wants to run.
             restarting = properties.get("SubState", "").startswith("auto-restart")
             if active in ("active", "reloading") or restarting:
-                return State.RUNNING
+                return ServiceState.RUNNING
             if active in ("inactive", "failed"):
-                return State.STOPPED
+                return ServiceState.STOPPED
             if time.monotonic() >= deadline:
                 raise OperatorError(
                     f"{self.description} has been {active} for {SETTLE_SECONDS} seconds"
@@ -98,7 +97,7 @@ class Systemd(ServiceManager):
         return f"{said} {journal.stdout.strip()}".strip()
 
     def owner(self) -> Owner | None:
-        """Return the unit's User= and Group=, None where it has none and so runs as root."""
+        """Return the unit's User= and Group=, None if it has none and so runs as root."""
         properties = self._properties("User", "Group")
         user = properties.get("User", "")
         return self._host.user_ids(user, properties.get("Group", "")) if user else None
@@ -118,13 +117,8 @@ class Systemd(ServiceManager):
         return self._host.run(argv, ok=ok, timeout=ANSWER_SECONDS)
 
 
-def _from_config(options: object, host: Host) -> ServiceManager:
+def from_config(options: object, host: Host) -> ServiceManager:
+    """Return the systemd unit that `options` name; raises OptionsError."""
     if isinstance(options, str):
         options = {"unit": options}
     return Systemd(config.options(SystemdOptions, options), host)
-
-
-@hookimpl
-def service_managers() -> Mapping[str, ServiceFactory]:
-    """`systemd`."""
-    return {"systemd": _from_config}

@@ -30,10 +30,10 @@ class Before(Protocol):
         """Take note that directory `path` is not as it was then."""
 
 
-def walk(root: Path, *, linked: bool = False, known: Before | None = None) -> Iterator[Directory]:
+def walk(root: Path, *, linked: bool = False, before: Before | None = None) -> Iterator[Directory]:
     """Yield every directory below `root` and itself, in a fixed order, following no link.
 
-    What is `known` and has not changed since is taken from there.
+    What was known `before` and has not changed since is taken from there.
 
     Raises InvalidCopy for links, devices, FIFOs and sockets, for names that no terminal shows as
     they are, for a tree deeper than any of VictoriaLogs', and, unless it may be `linked`, for hard
@@ -44,9 +44,9 @@ def walk(root: Path, *, linked: bool = False, known: Before | None = None) -> It
     pending = [("", 0)]
     while pending:
         path, changed = pending.pop()
-        before = known.find(path) if known else None
-        if before and before.changed == changed != 0:
-            yield before
+        known = before.find(path) if before else None
+        if known and known.changed == changed != 0:
+            yield known
             continue
         if path.count("/") >= DEEPEST:
             raise InvalidCopy(f"{root / path}: is nested deeper than {DEEPEST} directories")
@@ -69,8 +69,8 @@ def walk(root: Path, *, linked: bool = False, known: Before | None = None) -> It
                         raise InvalidCopy(f"{root / path / entry.name}: is no file or directory")
         except OSError as error:
             raise InvalidCopy(f"{root / path}: can't be read: {error.strerror}") from None
-        if known and (before is None or before.files != sizes):
-            known.touch(path)
+        if before and (known is None or known.files != sizes):
+            before.touch(path)
         tells = not children and changed < too_young
         yield Directory(path, sizes, changed=changed if tells else 0)
         pending += reversed(children)

@@ -1,1 +1,9 @@
 """The built-in plugins, on the same hooks as anybody's."""
+
+from __future__ import annotations
+
+# In the order in which they are registered: the checks are made, and reported, in this order.
+BUILT_IN = tuple(
+    f"vl_borg_hooks.steps.{name}"
+    for name in ("ready", "space", "service", "passes", "publish", "replace")
+)

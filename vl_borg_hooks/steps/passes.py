@@ -1,149 +1,256 @@
-"""The passes of a backup and of a restore, done by rsync."""
+"""How a backup makes its copy: warm passes of rsync, a stop window, and a final pass."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.plugin.context import Backup, Restore
-from vl_borg_hooks.plugin.manager import hookimpl
-from vl_borg_hooks.system.hosts import LocalHost
+from vl_borg_hooks.plugin import hookimpl
+from vl_borg_hooks.plugin.context import Backup, Copied
+from vl_borg_hooks.plugin.relay import Hooks
+from vl_borg_hooks.services import ServiceState
+from vl_borg_hooks.staging.last_published import LastPublished
+from vl_borg_hooks.stop_window.window import stop_window
+from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import PassResult, rsync
-from vl_borg_hooks.victorialogs import changes, lock
-from vl_borg_hooks.victorialogs import freeze as links
+from vl_borg_hooks.victorialogs import changes, freeze, lock
 from vl_borg_hooks.victorialogs.layout import NOT_COPIED, PARTITIONS
+from vl_borg_hooks.victorialogs.swap import Swap
 
+# Another warm pass is made, if the final one is made in the stop window, as long as the last one
+# copied more than this and less than half of the one before: it then has less to copy again.
+ENOUGH_BYTES = 16_000_000
+MOST_WARM_PASSES = 5
+# How long a copy is only added to before all of it is compared with the data again: a week.
+COMPARED_SECONDS = 7 * 24 * 3600
 # More bytes than VictoriaLogs writes of its own in the moment between two passes.
 MUCH_COPIED_BYTES = 16_000_000
 
 
 @hookimpl
-def warm_pass(backup: Backup) -> PassResult:
-    """Copy what is there while VictoriaLogs runs; merges may take files away meanwhile."""
-    linked, now, here = backup.on_one_filesystem, backup.listing, _listed_here(backup)
-    new = changes.delta(here, now) if here and now else None
-    if not (here and now and new):
-        return _warm(backup, linked=linked)
-    if backup.is_as_published and not _has_other_directories(backup, now):
-        # What makes room comes first.
-        for path in (*new.removed, *changes.gone_parts(here, now)):
-            LocalHost().remove_tree(str(backup.staging.data / path))
-        # One that has no part, and maybe no list of parts, is a directory all the same.
-        empty = [path for path, table in now.tables.items() if not table.parts]
-        return _warm_only(backup, [*new.copied, *empty], linked=linked)
-    if not linked:
-        return _warm(backup)
-    # To look for something to link to takes rsync longer than all else: first that, for what is
-    # new, and then a look at everything, which is to find no more to copy.
-    done = _warm_only(backup, new.copied, linked=True)
-    everything = _warm(backup)
-    done = everything.after(done)
-    if everything.bytes > MUCH_COPIED_BYTES:
-        # A merge has ended in between. This makes links of the copies.
-        done = _warm(backup, linked=True).after(done)
-    return done
-
-
-def _listed_here(backup: Backup) -> changes.Listing | None:
-    """Return what the staging copy is complete for; None where that is not known.
-
-    After a pass in the same run, that is what the pass was made for: the lists that it has copied
-    can be newer than the parts.
-    """
-    if backup.listed_before:
-        return backup.listed_before
-    if not (backup.staging.data / PARTITIONS).is_dir():
-        return None
+def make_copy(backup: Backup, hooks: Hooks) -> Copied:
+    """Bring the staging copy up to date, in two passes around a stop or in one if found stopped."""
+    passes = Passes(backup)
     try:
-        here = changes.read(LocalHost(), str(backup.staging.data))
-    except OperatorError:
-        # Damaged: rsync mends it.
-        return None
-    return here if here.tables else None
+        if backup.found is ServiceState.STOPPED:
+            return passes.copy_stopped()
+        return passes.copy_around_stop(hooks)
+    finally:
+        Swap(backup.host, backup.data_directory).discard_leftovers()
 
 
-def _has_other_directories(backup: Backup, now: changes.Listing) -> bool:
-    """Tell whether there are directories that are none of VictoriaLogs'.
+class Passes:
+    """The passes of one backup, and what each of them knows of those before it."""
 
-    What is gone from them, only a look at everything tells.
-    """
-    return any((backup.staging.data / path).is_dir() for path in now.others)
+    def __init__(self, backup: Backup) -> None:
+        self._backup = backup
+        self._last = LastPublished.of(
+            backup.staging, backup.last_manifest, backup.records.directory
+        )
+        # Whether the last copy is still as it was published, so that only what is new has to be
+        # copied; and when all of it was last compared with the data, in seconds since 1970.
+        self.is_as_published = False
+        self.compared: float = 0
+        # What the data directory held before the last warm pass, and before the one before that in
+        # this run; None if there was none.
+        self.listing: changes.Listing | None = None
+        self._listed_before: changes.Listing | None = None
+        # What the final pass has to copy and remove; None if it has to look at everything.
+        self._delta: changes.Delta | None = None
+        # Whether hard links can be made on the data's filesystem, and whether they have been made.
+        self.can_freeze = False
+        self._is_frozen = False
 
+    @property
+    def _frozen(self) -> str:
+        """Where, on the host, hard links keep what the final pass has to copy."""
+        return f"{self._backup.working_directory}/frozen"
 
-def _warm_only(backup: Backup, paths: Sequence[str], *, linked: bool) -> PassResult:
-    return _warm(backup, only=paths, linked=linked) if paths else PassResult(0, 0, 0)
+    def copy_stopped(self) -> Copied:
+        """Make the copy of a VictoriaLogs that was found stopped, while its lock is held."""
+        backup = self._backup
+        lock.ensure_file(backup.host, backup.data_directory)
+        with lock.hold(backup.host, backup.data_directory):
+            return self._copied(None, self._final_pass())
 
+    def copy_around_stop(self, hooks: Hooks) -> Copied:
+        """Make the copy of a VictoriaLogs that runs: most of it before it is stopped."""
+        backup = self._backup
+        self._prepare_freezing()
+        if self._last:
+            self._look_at_copy(self._last)
+        warm = self.warm_up()
+        # Left to the kernel, gigabytes may be written just when VictoriaLogs stops and waits for the
+        # disk itself.
+        LocalHost().sync(str(backup.staging.path))
+        with stop_window(hooks, backup, "before-create"):
+            final = self.copy_in_window()
+        if final is None:
+            final = self._final_pass()
+        when = "frozen, after the start" if self._is_frozen else "while it was stopped"
+        backup.reporter.say(f"final pass, {when}: {final}")
+        return self._copied(warm, final)
 
-def _warm(backup: Backup, *, only: Sequence[str] | None = None, linked: bool = False) -> PassResult:
-    started = time.time()
-    result = rsync.copy(
-        (backup.host, backup.data_directory),
-        (LocalHost(), str(backup.staging.data)),
-        name="warm pass",
-        reporter=backup.reporter,
-        exclude=NOT_COPIED,
-        only=only,
-        linked_to=backup.data_directory if linked else "",
-        bwlimit=backup.instance.warm.bwlimit or "",
-        idle=True,
-        vanishing=True,
-    )
-    if only is None:
-        backup.compared = started
-    return result
+    def copy_in_window(self) -> PassResult | None:
+        """Keep what has changed, or if that can't be done copy it, while VictoriaLogs is stopped.
 
+        Returns None if it was kept, by hard links: it is then copied after the start.
+        """
+        backup = self._backup
+        if self.listing is not None:
+            now = changes.read(backup.host, backup.data_directory, self.listing)
+            self._delta = changes.delta(self.listing, now)
+        if self.can_freeze and self._delta is not None:
+            freeze.freeze(backup.host, backup.data_directory, self._frozen, self._delta.copied)
+            self._is_frozen = True
+            return None
+        return self._final_pass()
 
-@hookimpl
-def freeze(backup: Backup) -> bool:
-    """Make hard links to what changed since the warm pass, where they can be made."""
-    if not backup.can_freeze or backup.delta is None:
-        return False
-    links.freeze(backup.host, backup.data_directory, backup.frozen, backup.delta.copied)
-    return True
+    def _copied(self, warm: PassResult | None, final: PassResult) -> Copied:
+        return Copied(
+            warm=warm,
+            final=final,
+            final_pass="frozen" if self._is_frozen else "stopped",
+            linked=self._backup.on_one_filesystem,
+            last_published=self._last,
+            compared=self.compared,
+        )
 
+    def _prepare_freezing(self) -> None:
+        """Find out, before the stop, whether the final pass can wait until after it."""
+        backup = self._backup
+        wanted = backup.instance.final_pass
+        if wanted == "stopped":
+            return
+        lock.ensure_file(backup.host, backup.data_directory)
+        self.can_freeze = freeze.is_possible(backup.host, backup.data_directory, self._frozen)
+        if wanted == "frozen" and not self.can_freeze:
+            raise OperatorError(
+                f"no hard links can be made in {backup.instance.data_path}, as final_pass: frozen "
+                "wants",
+                hint="say final_pass: auto, or let this user write there",
+            )
 
-@hookimpl
-def final_pass(backup: Backup) -> PassResult:
-    """Copy what changed since; nothing may change now, so nothing may vanish either."""
-    started = time.time()
-    source = backup.frozen if backup.is_frozen else backup.data_directory
-    result = rsync.copy(
-        (backup.host, source),
-        (LocalHost(), str(backup.staging.data)),
-        name="final pass",
-        reporter=backup.reporter,
-        exclude=NOT_COPIED,
-        only=backup.delta.copied if backup.delta else None,
-        linked_to=source if backup.on_one_filesystem else "",
-        timeout=backup.remaining_downtime(),
-    )
-    if backup.delta is None:
-        backup.compared = started
+    def _look_at_copy(self, last: LastPublished) -> None:
+        """Find out whether the last copy is still what was published: then it is not compared."""
+        started = time.monotonic()
+        self.is_as_published = last.look()
+        seconds = time.monotonic() - started
+        found = "is as it was published" if self.is_as_published else "has changed since"
+        self._backup.reporter.say(f"the last copy {found}: looked at in {seconds:.2f} s")
+        self.compared = last.compared
+        # Only that finds files in the data that somebody other than VictoriaLogs has changed.
+        if not 0 <= time.time() - last.compared < COMPARED_SECONDS:
+            self.is_as_published = False
+
+    def warm_up(self) -> PassResult:
+        """Do warm passes until little is left for a final pass that VictoriaLogs has to wait for."""
+        backup = self._backup
+        copied: float = math.inf
+        for _ in range(MOST_WARM_PASSES):
+            self._listed_before = self.listing
+            self.listing = changes.read(backup.host, backup.data_directory)
+            warm = self.warm_pass()
+            backup.reporter.say(f"warm pass: {warm}")
+            shrinks = warm.bytes < copied / 2
+            copied = warm.bytes
+            if self.can_freeze or copied < ENOUGH_BYTES or not shrinks:
+                break
+        return warm
+
+    def warm_pass(self) -> PassResult:
+        """Copy what is there while VictoriaLogs runs; merges may take files away meanwhile."""
+        backup = self._backup
+        linked, now, here = backup.on_one_filesystem, self.listing, self._listed_here()
+        new = changes.delta(here, now) if here and now else None
+        if not (here and now and new):
+            return self._warm(linked=linked)
+        if self.is_as_published and not self._has_other_directories(now):
+            # What makes room comes first.
+            for path in (*new.removed, *changes.gone_parts(here, now)):
+                LocalHost().remove_tree(str(backup.staging.data / path))
+            # One that has no part, and maybe no list of parts, is a directory all the same.
+            empty = [path for path, table in now.tables.items() if not table.parts]
+            return self._warm_only([*new.copied, *empty], linked=linked)
+        if not linked:
+            return self._warm()
+        # To look for something to link to takes rsync longer than all else: first that, for what is
+        # new, and then a look at everything, which is to find no more to copy.
+        done = self._warm_only(new.copied, linked=True)
+        everything = self._warm()
+        done = everything.after(done)
+        if everything.bytes > MUCH_COPIED_BYTES:
+            # A merge has ended in between. This makes links of the copies.
+            done = self._warm(linked=True).after(done)
+        return done
+
+    def _listed_here(self) -> changes.Listing | None:
+        """Return what the staging copy is complete for; None if that is not known.
+
+        After a pass in the same run, that is what the pass was made for: the lists that it has
+        copied can be newer than the parts.
+        """
+        staging = self._backup.staging
+        if self._listed_before:
+            return self._listed_before
+        if not (staging.data / PARTITIONS).is_dir():
+            return None
+        try:
+            here = changes.read(LocalHost(), str(staging.data))
+        except OperatorError:
+            # Damaged: rsync repairs it.
+            return None
+        return here if here.tables else None
+
+    def _has_other_directories(self, now: changes.Listing) -> bool:
+        """Say whether there are directories that are not VictoriaLogs'.
+
+        What is gone from them, only a look at everything finds.
+        """
+        return any((self._backup.staging.data / path).is_dir() for path in now.others)
+
+    def _warm_only(self, paths: Sequence[str], *, linked: bool) -> PassResult:
+        return self._warm(only=paths, linked=linked) if paths else PassResult(0, 0, 0)
+
+    def _warm(self, *, only: Sequence[str] | None = None, linked: bool = False) -> PassResult:
+        backup = self._backup
+        started = time.time()
+        result = rsync.copy(
+            (backup.host, backup.data_directory),
+            (LocalHost(), str(backup.staging.data)),
+            name="warm pass",
+            reporter=backup.reporter,
+            exclude=NOT_COPIED,
+            only=only,
+            linked_to=backup.data_directory if linked else "",
+            bwlimit=backup.instance.warm.bwlimit or "",
+            idle=True,
+            vanishing=True,
+        )
+        if only is None:
+            self.compared = started
         return result
-    for path in backup.delta.removed:
-        LocalHost().remove_tree(str(backup.staging.data / path))
-    return result
 
-
-@hookimpl
-def place_copy(restore: Restore) -> PassResult:
-    """Copy the verified copy to where it can be put in place by a rename."""
-    owner = restore.owner
-    if restore.host.owner(restore.data_directory) is None:
-        restore.host.make_directory(restore.data_directory, 0o755)
-        if owner:
-            restore.host.set_owner(restore.data_directory, owner)
-    lock.ensure_file(restore.host, restore.data_directory)
-    restore.host.make_directory(restore.incoming, 0o755)
-    result = rsync.copy(
-        (LocalHost(), str(restore.copy.data)),
-        (restore.host, restore.incoming),
-        name="restore pass",
-        reporter=restore.reporter,
-        exclude=NOT_COPIED,
-        owner=str(owner) if owner else "",
-    )
-    if owner:
-        restore.host.set_owner(restore.incoming, owner)
-    return result
+    def _final_pass(self) -> PassResult:
+        """Copy what changed since; nothing may change now, so nothing may vanish either."""
+        backup = self._backup
+        started = time.time()
+        source = self._frozen if self._is_frozen else backup.data_directory
+        result = rsync.copy(
+            (backup.host, source),
+            (LocalHost(), str(backup.staging.data)),
+            name="final pass",
+            reporter=backup.reporter,
+            exclude=NOT_COPIED,
+            only=self._delta.copied if self._delta else None,
+            linked_to=source if backup.on_one_filesystem else "",
+            timeout=backup.remaining_downtime(),
+        )
+        if self._delta is None:
+            self.compared = started
+            return result
+        for path in self._delta.removed:
+            LocalHost().remove_tree(str(backup.staging.data / path))
+        return result

@@ -5,33 +5,31 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
-from vl_borg_hooks.plugin.context import Backup
-from vl_borg_hooks.plugin.manager import hookimpl
+from vl_borg_hooks.plugin import hookimpl
+from vl_borg_hooks.plugin.context import Backup, Copied
 from vl_borg_hooks.staging import verify
-from vl_borg_hooks.staging.known import Notes
+from vl_borg_hooks.staging.last_published import Notes
 from vl_borg_hooks.staging.manifest import Manifest
 from vl_borg_hooks.staging.walk import walk
-from vl_borg_hooks.system.hosts import LocalHost, to_disk
+from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.victorialogs import parts
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
 
 
 @hookimpl(specname="publish")
-def publish_copy(backup: Backup) -> Manifest:
+def publish_copy(backup: Backup, copied: Copied) -> Manifest:
     """Check the staging copy by VictoriaLogs' own metadata and write its manifest."""
-    staging = backup.staging
-    if backup.final is None:
-        raise AssertionError("publish comes after the final pass")
+    staging, last = backup.staging, copied.last_published
     # Parts that no longer count: merged since the warm pass, or left by a server that was killed,
     # which removes them itself when it starts.
     for stray in list(parts.stray_parts(staging.data)):
         LocalHost().remove_tree(str(stray))
     sizes: dict[str, int] = {}
     notes = Notes()
-    present = notes.taking(walk(staging.data, linked=True, known=backup.known))
+    present = notes.taking(walk(staging.data, linked=True, before=last))
     totals = staging.write_inventory(verify.noting(present, sizes))
     problems: list[str] = []
-    unchanged = backup.known.partitions() if backup.known else {}
+    unchanged = last.partitions() if last else {}
     partitions = verify.partitions(staging.data, problems, sizes, unchanged)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -39,7 +37,7 @@ def publish_copy(backup: Backup) -> Manifest:
             f"the staging copy is not consistent: {problems[0]}{more}",
             hint="run it again; if this stays, the data directory itself is damaged",
         )
-    to_disk(LocalHost(), str(staging.path))
+    LocalHost().sync(str(staging.path))
     owner = backup.host.owner(f"{backup.data_directory}/{PARTITIONS}")
     manifest = Manifest(
         instance=backup.name,
@@ -51,15 +49,15 @@ def publish_copy(backup: Backup) -> Manifest:
         files=totals.files,
         bytes=totals.bytes,
         partitions=partitions,
-        warm_seconds=backup.warm.seconds if backup.warm else None,
-        final_seconds=backup.final.seconds,
+        warm_seconds=copied.warm.seconds if copied.warm else None,
+        final_seconds=copied.final.seconds,
         downtime_seconds=backup.downtime,
-        final_pass="frozen" if backup.is_frozen else "stopped",
-        linked=backup.on_one_filesystem,
+        final_pass=copied.final_pass,
+        linked=copied.linked,
         inventory_sha256=totals.sha256,
     )
     staging.publish(manifest)
-    backup.notes = notes
+    notes.keep(backup.records.directory, totals.sha256, copied.compared)
     return manifest
 
 

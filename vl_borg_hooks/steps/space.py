@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Iterator
 
 from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.plugin import hookimpl
+from vl_borg_hooks.plugin.checks import Check, check
 from vl_borg_hooks.plugin.context import Backup
-from vl_borg_hooks.plugin.manager import hookimpl
-from vl_borg_hooks.system.hosts import LocalHost
 from vl_borg_hooks.transfer.progress import human_bytes
-from vl_borg_hooks.victorialogs import changes
+from vl_borg_hooks.victorialogs import changes, flags
+from vl_borg_hooks.victorialogs.layout import PARTITIONS
 
 # Left free beside what is copied, for the inventory, the manifest, and logs that come meanwhile.
 RESERVE_BYTES = 64_000_000
@@ -18,23 +19,34 @@ RESERVE_BYTES = 64_000_000
 # copy keeps what VictoriaLogs drops until the next backup, so near its limit dropping its oldest
 # logs frees nothing, and it would drop more and more.
 MARGIN_PERCENT = 5
-# lib/flagutil/bytes.go of VictoriaMetrics: how a flag may say a number of bytes.
-_BYTES = re.compile(r"(\d+(?:\.\d+)?)(?:([KMGT])(i?)B)?")
-_POWERS = {None: 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 @hookimpl
-def before_backup(backup: Backup) -> None:
-    """Refuse a backup for which the staging copy's filesystem, or the data's, has no room.
+def backup_checks(backup: Backup) -> Iterator[Check]:
+    """Check the room for the staging copy, and for VictoriaLogs beside it.
 
-    Only where the data is on this machine: a remote host's data has to be copied to be measured.
+    Only if the data is on this machine: a remote host's data has to be copied to be measured.
     """
-    if not isinstance(backup.host, LocalHost):
+    if backup.host.local_path(backup.data_directory) is None or not _is_data(backup):
         return
+    yield check("room", lambda: _room(backup))
+    if _on_one_filesystem(backup) and backup.client:
+        yield check("VictoriaLogs' disk limits", lambda: _limits(backup))
+
+
+def _is_data(backup: Backup) -> bool:
+    return backup.host.is_directory(f"{backup.data_directory}/{PARTITIONS}")
+
+
+def _on_one_filesystem(backup: Backup) -> bool:
+    """Say whether the copy will share the data's files; its directory may not exist yet."""
+    return _device(backup.instance.staging_path) == _device(backup.data_directory)
+
+
+def _room(backup: Backup) -> str:
+    """Refuse if the filesystem of the staging copy has no room for it."""
     staging = backup.instance.staging_path
-    one_filesystem = _device(staging) == _device(backup.data_directory)
-    # On one filesystem the copy shares the data's files.
-    needed = 0 if one_filesystem else missing_bytes(backup)
+    needed = 0 if _on_one_filesystem(backup) else missing_bytes(backup)
     free = backup.host.free_bytes(staging)
     if needed + RESERVE_BYTES > free:
         raise OperatorError(
@@ -42,39 +54,37 @@ def before_backup(backup: Backup) -> None:
             f"reserve, but the filesystem of {staging} has {human_bytes(free)} free",
             hint="make room there, or see whether it is mounted",
         )
-    if one_filesystem and backup.client:
-        _check_limits(backup, free - needed)
+    return f"{human_bytes(free)} free, {human_bytes(needed)} needed"
 
 
-def _check_limits(backup: Backup, free_after: int) -> None:
-    """Refuse where VictoriaLogs would stop taking logs, or drop old ones, for want of room."""
+def _limits(backup: Backup) -> str:
+    """Refuse if VictoriaLogs would stop taking logs, or drop old ones, for lack of room."""
+    free = backup.host.free_bytes(backup.instance.staging_path)
     least = _flag(backup, "storage.minFreeDiskSpaceBytes")
-    if free_after < least + RESERVE_BYTES:
+    if free < least + RESERVE_BYTES:
         raise OperatorError(
-            f"the filesystem of {backup.data_directory} would have {human_bytes(free_after)} free, "
+            f"the filesystem of {backup.data_directory} would have {human_bytes(free)} free, "
             f"but VictoriaLogs takes no logs below {human_bytes(least)}",
             hint="make room there, or put the staging copy on another filesystem",
         )
     limit = _flag(backup, "retention.maxDiskUsagePercent")
     status = os.statvfs(backup.data_directory)
-    used = 100 - 100 * free_after / (status.f_blocks * status.f_frsize)
+    used = 100 - 100 * free / (status.f_blocks * status.f_frsize)
     if limit and used > limit - MARGIN_PERCENT:
         raise OperatorError(
             f"the filesystem of {backup.data_directory} is {used:.0f} % full, and VictoriaLogs "
             f"drops its oldest logs at {limit} %: a staging copy on it keeps their space taken",
             hint="put the staging copy on another filesystem",
         )
+    return f"{used:.0f} % of the filesystem is used"
 
 
 def _flag(backup: Backup, name: str) -> int:
-    """Return the number in the server's flag `name`, 0 where it doesn't say."""
+    """Return the number in the server's flag `name`, 0 if it does not say."""
     try:
-        found = _BYTES.fullmatch(backup.client.flag(name) if backup.client else "")
+        return flags.size(backup.client.flag(name)) if backup.client else 0
     except OperatorError:
         return 0
-    if not found:
-        return 0
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2]])
 
 
 def missing_bytes(backup: Backup) -> int:

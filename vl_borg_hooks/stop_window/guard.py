@@ -1,7 +1,7 @@
 """The guard: a process that outlives us and starts VictoriaLogs when we die in the stop window.
 
 It waits for the run lock, which the kernel frees the moment we die, and then does what `recover`
-does: nothing where the journal says that nothing is owed. VictoriaLogs is stopped only once the
+does: nothing if the journal says that nothing is owed. VictoriaLogs is stopped only once the
 guard waits: a program that only just starts would do nobody any good, and take the processor from a
 VictoriaLogs that starts. It says so by the protocol of sd_notify(3).
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from vl_borg_hooks.errors import CommandFailed, OperatorError
 from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.system import commands
 
-# sd_booted(3): systemd runs the system exactly where this directory exists.
+# sd_booted(3): systemd runs the system if, and only if, this directory exists.
 SYSTEMD_RUNS = Path("/run/systemd/system")
 ARM_SECONDS = 10
 POLL_SECONDS = 0.05
@@ -31,8 +30,8 @@ def arm(target: Target) -> None:
     """Start the guard of `target`, before VictoriaLogs is stopped, and wait until it is on guard.
 
     Under systemd it is a transient unit, out of reach of a KillMode=control-group that ends
-    borgmatic's whole unit; elsewhere, or where systemd refuses, a process in a session of its own.
-    Raises OperatorError where there is no guard.
+    borgmatic's whole unit; elsewhere, or if systemd refuses, a process in a session of its own.
+    Raises OperatorError if there is no guard.
     """
     argv = [
         sys.executable,
@@ -50,12 +49,12 @@ def arm(target: Target) -> None:
             commands.run(_transient_unit(target.name, argv), timeout=ARM_SECONDS)
             return
         except CommandFailed as error:
-            target.reporter.say(f"the guard is no unit of systemd but a process: {error.what}")
+            target.reporter.warn(f"the guard is no unit of systemd but a process: {error.what}")
     _start_process(argv)
 
 
 def on_guard() -> None:
-    """Tell whoever started this guard that it waits from now on."""
+    """Tell the run that started this guard that it waits from now on."""
     address = os.environ.get(_NOTIFY)
     if not address:
         return
@@ -63,12 +62,12 @@ def on_guard() -> None:
         try:
             sending.sendto(_READY, _socket_address(address))
         except OSError:
-            # Whoever started us has died: all the more reason to go on.
+            # The run that started us has died: all the more reason to go on.
             return
 
 
 def _socket_address(address: str) -> str:
-    """Return an address in sd_notify(3)'s notation, where `@` begins an abstract one."""
+    """Return an address in sd_notify(3)'s notation, in which `@` begins an abstract one."""
     return f"\0{address[1:]}" if address.startswith("@") else address
 
 
@@ -78,16 +77,7 @@ def _start_process(argv: list[str]) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
         receiving.bind(_socket_address(address))
         receiving.settimeout(POLL_SECONDS)
-        # Not through sh: it must not wait for this one, which is to live on without us.
-        guard = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd="/",
-            env={**os.environ, _NOTIFY: address},
-        )
+        guard = commands.beside(argv, outlives_us=True, environment={_NOTIFY: address})
         deadline = time.monotonic() + ARM_SECONDS
         while not _is_ready(receiving):
             if guard.poll() is not None or time.monotonic() >= deadline:

@@ -6,13 +6,11 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from pluggy import HookRelay
-
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Target
-from vl_borg_hooks.plugin.manager import hookimpl
-from vl_borg_hooks.runs.records import InstanceState, Journal
-from vl_borg_hooks.services import State
+from vl_borg_hooks.plugin.relay import Hooks
+from vl_borg_hooks.runs.records import Journal
+from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.stop_window import guard
 from vl_borg_hooks.system import signals
 from vl_borg_hooks.victorialogs import lock
@@ -32,49 +30,26 @@ class StartFailed(OperatorError):
     """VictoriaLogs is down and could not be started: the worst there is."""
 
 
-@hookimpl
-def stop_service(target: Target) -> bool:
-    """Ask the service manager of the config."""
-    target.service.stop()
-    return True
-
-
-@hookimpl
-def start_service(target: Target) -> bool:
-    """Ask the service manager of the config."""
-    target.service.start()
-    return True
-
-
-@hookimpl
-def is_healthy(target: Target) -> bool:
-    """Ask `/health` where there is a `url`, else whether a server holds the data's lock."""
-    if target.client:
-        return target.client.is_healthy()
-    return lock.is_held(target.host, target.data_directory)
-
-
 @contextlib.contextmanager
 def stop_window(
-    hook: HookRelay, target: Target, state: InstanceState, command: str, *, settle: bool = True
+    hooks: Hooks, target: Target, command: str, *, settle: bool = True
 ) -> Iterator[None]:
     """Have VictoriaLogs stopped, its data directory locked, and running again afterwards.
 
-    With `settle`, nothing is owed any more once it runs again; otherwise the caller says so.
-    Raises OperatorError where it doesn't stop in `stop_timeout` seconds, or doesn't come back; it
+    With `settle`, nothing is owed any more once it runs again; otherwise the caller settles it.
+    Raises OperatorError if it does not stop in `stop_timeout` seconds, or does not come back; it
     was brought back in the first case, and the second is a StartFailed.
     """
-    try:
-        hook.before_stop(target=target)
+    with _announced(hooks, target):
         guard.arm(target)
         # Before anything is owed: a server that hangs may take its time to answer.
         _flush(target)
-        state.note(Journal(command, found_running=True))
+        target.records.note(Journal(command, found_running=True))
         failed: BaseException | None = None
         try:
-            target.stopped_at = time.monotonic()
-            target.stop_is_open = True
-            hook.stop_service(target=target)
+            target.stop.asked_at = time.monotonic()
+            target.stop.is_open = True
+            hooks.stop_service(target)
             with locked(target):
                 yield
         except BaseException as error:
@@ -82,11 +57,24 @@ def stop_window(
             raise
         finally:
             with signals.held_back():
-                _bring_back_after(hook, target, failed)
+                _bring_back_after(hooks, target, failed)
                 if settle:
-                    clear_journal(target, state)
-    finally:
-        hook.after_start(target=target)
+                    clear_journal(target)
+
+
+@contextlib.contextmanager
+def _announced(hooks: Hooks, target: Target) -> Iterator[None]:
+    """Call `before_stop`, and `after_start` whatever happens in between."""
+    try:
+        hooks.before_stop(target)
+        yield
+    except BaseException:
+        try:
+            hooks.after_start(target)
+        except Exception as error:  # noqa: BLE001 - it must not hide that VictoriaLogs may be down
+            target.reporter.warn(f"a plugin's after_start failed too: {error}")
+        raise
+    hooks.after_start(target)
 
 
 def _flush(target: Target) -> None:
@@ -96,30 +84,26 @@ def _flush(target: Target) -> None:
             target.client.flush()
 
 
-def _bring_back_after(hook: HookRelay, target: Target, failed: BaseException | None) -> None:
+def _bring_back_after(hooks: Hooks, target: Target, failed: BaseException | None) -> None:
     """Bring VictoriaLogs back; where that fails too, say what `failed` before."""
     try:
-        bring_back(hook, target)
-        if target.stop_is_open:
+        bring_back(hooks, target)
+        if target.stop.is_open:
             # What was asked for, and then failed or was interrupted, may still take effect.
-            watch(hook, target, WATCH_SECONDS)
+            watch(hooks, target, WATCH_SECONDS)
     except StartFailed as failure:
         if failed:
             failure.what = f"{failed}; and then {failure.what}"
         raise
 
 
-def clear_journal(target: Target, state: InstanceState) -> None:
+def clear_journal(target: Target) -> None:
     """VictoriaLogs is as it was found: nothing is owed, unless a stop may still take effect.
 
     The guard then finds the journal when we end, and watches for as long as that may be.
     """
-    if not _stop_may_still_come(target):
-        state.clear_journal()
-
-
-def _stop_may_still_come(target: Target) -> bool:
-    return target.stop_is_open and not target.service.starts_after_stop
+    if not target.stop_may_still_come:
+        target.records.clear_journal()
 
 
 @contextlib.contextmanager
@@ -128,42 +112,42 @@ def locked(target: Target) -> Iterator[None]:
     wait = target.instance.stop_timeout
     try:
         with lock.hold(target.host, target.data_directory, wait=wait):
-            target.stop_is_open = False
+            target.stop.is_open = False
             yield
     except lock.LockHeld as error:
-        target.may_stop = True
+        target.stop.is_late = True
         raise OperatorError(
             f"VictoriaLogs did not stop within {wait:g} seconds: {error.what}",
             hint="raise stop_timeout, or find out what it waits for",
         ) from None
 
 
-def bring_back(hook: HookRelay, target: Target) -> None:
+def bring_back(hooks: Hooks, target: Target) -> None:
     """Start VictoriaLogs and wait until it is healthy; raises StartFailed."""
     deadline = time.monotonic() + target.instance.start_timeout
-    if target.may_stop:
+    if target.stop.is_late:
         _wait_for_late_stop(target, deadline)
     complaints: list[str] = []
     while True:
         try:
-            hook.start_service(target=target)
+            hooks.start_service(target)
         except Exception as error:  # noqa: BLE001 - a plugin must not keep VictoriaLogs down
             complaints.append(str(error) or type(error).__name__)
-            target.reporter.say(f"start refused, trying again: {complaints[-1]}")
+            target.reporter.warn(f"start refused, trying again: {complaints[-1]}")
             with contextlib.suppress(Exception):
                 target.service.start()
         until = min(deadline, time.monotonic() + RETRY_SECONDS)
-        if _becomes_healthy(hook, target, until, complaints):
+        if _becomes_healthy(hooks, target, until, complaints):
             break
         if time.monotonic() >= deadline:
             raise _start_failed(target, complaints)
-    if target.stopped_at is not None:
-        target.downtime = time.monotonic() - target.stopped_at
+    if target.stop.asked_at is not None:
+        target.downtime = time.monotonic() - target.stop.asked_at
 
 
 def stop_again(target: Target) -> None:
     """Stop a VictoriaLogs that a restore started and that was found stopped, if it runs."""
-    if target.service.state() is State.RUNNING:
+    if target.service.state() is ServiceState.RUNNING:
         target.service.stop()
         with locked(target):
             pass
@@ -175,21 +159,21 @@ def _wait_for_late_stop(target: Target, deadline: float) -> None:
     What answers until then is the server that will stop: to start anything would be to no avail.
     Raises StartFailed where it still has not stopped by `deadline`: it may yet.
     """
-    target.reporter.say("waiting for the stop that took too long, to start VictoriaLogs after it")
+    target.reporter.warn("waiting for the stop that took too long, to start VictoriaLogs after it")
     while lock.is_held(target.host, target.data_directory):
         if time.monotonic() >= deadline:
             failure = StartFailed(
                 f"VictoriaLogs was told to stop and has not, after {_seconds_since_stop(target)} s"
             )
-            failure.state = "it still runs, but may stop at any time"
+            failure.victorialogs = "it still runs, but may stop at any time"
             failure.hint = f"watch it, and when it stops run: {target.service.start_command()}"
             raise failure
         time.sleep(POLL_SECONDS)
-    target.may_stop = target.stop_is_open = False
+    target.stop.is_late = target.stop.is_open = False
 
 
 def _seconds_since_stop(target: Target) -> int:
-    return round(time.monotonic() - (target.stopped_at or 0))
+    return round(time.monotonic() - (target.stop.asked_at or 0))
 
 
 def stop_may_come(target: Target) -> float:
@@ -205,7 +189,7 @@ def stop_may_come(target: Target) -> float:
 
 
 def watch(
-    hook: HookRelay,
+    hooks: Hooks,
     target: Target,
     seconds: float,
     alone: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
@@ -218,20 +202,18 @@ def watch(
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if not _is_healthy_now(hook, target):
+        if not _is_healthy_now(hooks, target):
             with alone():
-                if not _is_healthy_now(hook, target):
-                    bring_back(hook, target)
+                if not _is_healthy_now(hooks, target):
+                    bring_back(hooks, target)
         time.sleep(WATCH_POLL_SECONDS)
 
 
-def _is_healthy_now(hook: HookRelay, target: Target) -> bool:
-    return _becomes_healthy(hook, target, time.monotonic(), [])
+def _is_healthy_now(hooks: Hooks, target: Target) -> bool:
+    return _becomes_healthy(hooks, target, time.monotonic(), [])
 
 
-def _becomes_healthy(
-    hook: HookRelay, target: Target, deadline: float, complaints: list[str]
-) -> bool:
+def _becomes_healthy(hooks: Hooks, target: Target, deadline: float, complaints: list[str]) -> bool:
     """Ask until it is healthy or `deadline` has come; what the asking fails with is a complaint.
 
     A server that takes long to start is asked less often, and has the processor to itself.
@@ -239,7 +221,7 @@ def _becomes_healthy(
     began = time.monotonic()
     while True:
         try:
-            if hook.is_healthy(target=target):
+            if hooks.is_healthy(target):
                 return True
         except Exception as error:  # noqa: BLE001 - whoever can't tell says no
             complaints[:] = [str(error) or type(error).__name__]
@@ -258,54 +240,8 @@ def _start_failed(target: Target, complaints: list[str]) -> StartFailed:
         f"VictoriaLogs did not come back within {target.instance.start_timeout:g} seconds{why}",
         hint=f"run: {target.service.start_command()}",
     )
-    failure.state = "VICTORIALOGS IS DOWN"
+    failure.victorialogs = "VICTORIALOGS IS DOWN"
     with contextlib.suppress(OperatorError):
         if lock.is_held(target.host, target.data_directory):
-            failure.state = "VictoriaLogs runs, but is not healthy"
+            failure.victorialogs = "VictoriaLogs runs, but is not healthy"
     return failure
-
-
-def find_state(target: Target) -> State:
-    """Return whether VictoriaLogs runs, by its service manager and by the lock, which must agree.
-
-    Raises OperatorError where they don't: stopping that service would not stop that server.
-    """
-    state = target.service.state()
-    held = lock.is_held(target.host, target.data_directory)
-    if state is State.RUNNING and not held and not _comes_up(target):
-        raise OperatorError(
-            f"{target.service.description} runs, but no process holds the lock of "
-            f"{target.data_directory} on {target.host.name}",
-            hint="is data_path what its -storageDataPath says?",
-        )
-    if state is State.STOPPED and held:
-        raise OperatorError(
-            f"{target.service.description} is stopped, but a process holds the lock of "
-            f"{target.data_directory} on {target.host.name}",
-            hint="name under service: what really runs VictoriaLogs",
-        )
-    return state
-
-
-def _comes_up(target: Target) -> bool:
-    """Tell whether a server that was only just started takes its lock within a few seconds."""
-    deadline = time.monotonic() + RETRY_SECONDS
-    while time.monotonic() < deadline:
-        if lock.is_held(target.host, target.data_directory):
-            return True
-        time.sleep(POLL_SECONDS)
-    return False
-
-
-def describe_state(target: Target) -> str:
-    """Return in which state VictoriaLogs is now, for an error; never raises."""
-    try:
-        running = lock.is_held(target.host, target.data_directory)
-    except OperatorError:
-        return "the state of VictoriaLogs is unknown"
-    if running and _stop_may_still_come(target):
-        return "VictoriaLogs is running, but was told to stop: see that it stays up"
-    if running:
-        return "VictoriaLogs is running"
-    as_found = " as it was found" if target.found is State.STOPPED else ""
-    return f"VictoriaLogs is stopped{as_found}"

@@ -6,10 +6,12 @@ import contextlib
 import os
 import shlex
 import signal
+import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any
 
 from vl_borg_hooks.errors import CommandFailed
@@ -20,6 +22,8 @@ PR_SET_PDEATHSIG = 1
 # hangs in the kernel, on a dead disk, ends on neither and is left to itself.
 ENDING_SECONDS = 2
 CHUNK_BYTES = 1 << 16
+# Every exit status, and the number of every signal as sh has it: with a minus.
+ANY_STATUS = tuple(range(-64, 256))
 
 
 class TookTooLong(CommandFailed):
@@ -53,60 +57,29 @@ def run(
     """Run `argv`, wait for it, and return what it left.
 
     `ok` are the exit statuses that are no failure; `timeout` is in seconds, after which the command
-    is ended and, where it can't be, left behind. `on_output` receives stdout in pieces as it comes; otherwise stdout goes
-    to a file, never to a pipe, so that a server which the command leaves running can't keep us
-    waiting for the pipe's end. `dies_with_us` has the kernel end the command when we are killed;
-    `idle` gives it the processor and the disk only when nobody else wants them.
+    is ended and, if it can't be, left behind. `on_output` receives stdout in pieces as it comes.
+    `dies_with_us` has the kernel end the command when we are killed; `idle` gives it the processor
+    and the disk only when nobody else wants them.
 
-    Raises CommandFailed where the command is missing, fails, or takes too long.
+    Raises CommandFailed if the command is missing or fails, TookTooLong if it takes too long.
     """
-    # Imported here: it costs more than everything else that `after-create` needs.
-    import sh
-
-    try:
-        command = sh.Command(argv[0])
-    except sh.CommandNotFound:
-        raise CommandFailed(
-            f"the command {argv[0]} was not found", hint=f"install {argv[0]} or mend PATH"
-        ) from None
-    words, encoding = _encodable(argv[1:])
+    # To files, never to a pipe: a server that the command leaves running would keep it open.
     with (
-        open(os.devnull, "rb") as no_input,
         tempfile.TemporaryFile() as stdout,
         tempfile.TemporaryFile() as stderr,
-        _reading(on_output) as pipe,
+        _pipe_to(on_output) if on_output else contextlib.nullcontext(stdout) as output,
     ):
+        process = _start(argv, output, stderr, dies_with_us=dies_with_us)
         try:
-            process = command(
-                *words,
-                _bg=True,
-                _bg_exc=False,
-                _in=no_input,
-                _out=pipe or stdout,
-                _err=stderr,
-                _tty_out=False,
-                _env={**os.environ, "LC_ALL": "C"},
-                _encoding=encoding,
-                _decode_errors="backslashreplace",
-                _preexec_fn=die_with_parent() if dies_with_us else None,
-            )
-        except sh.ForkException as error:
-            # sh puts the child's whole traceback in it; its last line says what was wrong.
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise CommandFailed(f"{shlex.join(argv)} could not be started: {reason}") from None
-        if pipe:
-            pipe.close()
-        if idle:
-            make_idle(process.pid)
-        try:
+            if idle:
+                make_idle(process.pid)
             exit_status = _exit_status(process, timeout)
+            if exit_status is None:
+                raise TookTooLong(f"{shlex.join(argv)} took longer than {timeout:g} seconds")
         except BaseException:
-            # We are being ended ourselves: nothing that we started may go on writing.
+            # If we are being ended ourselves, nothing that we started may go on writing either.
             _end(process)
             raise
-        if exit_status is None:
-            _end(process)
-            raise TookTooLong(f"{shlex.join(argv)} took longer than {timeout:g} seconds")
         # What is printed may be file names, which must come back as they are; complaints are read.
         completed = Completed(
             exit_status,
@@ -118,17 +91,37 @@ def run(
     return completed
 
 
-def _encodable(words: Sequence[str]) -> tuple[list[str], str]:
-    """Return `words` and the encoding in which sh gives the program the bytes that they stand for.
+def beside(
+    argv: Sequence[str],
+    *,
+    talks: bool = False,
+    dies_with_us: bool = False,
+    outlives_us: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[str]:
+    """Start `argv` to run beside us; with `talks`, its three streams are pipes, else nothing.
 
-    File names need not be UTF-8; Python then has them as surrogates, which sh can't encode.
+    `dies_with_us` has the kernel end it when we are killed: only while we have no other thread.
+    `outlives_us` gives it a session of its own, so that what ends us does not end it.
+    `environment` is added to ours. Raises OSError if it can't be started.
     """
-    try:
-        for word in words:
-            word.encode("utf-8")
-    except UnicodeEncodeError:
-        return [os.fsencode(word).decode("latin-1") for word in words], "latin-1"
-    return list(words), "utf-8"
+    # Not by sh. It gives each command threads that look after it until it ends: they wake up every
+    # second, ten times a second if the command can be written to, and an answer comes as a call in
+    # such a thread. These commands run as long as we do, or longer, also while VictoriaLogs is
+    # stopped: meanwhile they may cost nothing, and the answer of one is to be waited for.
+    streams = subprocess.PIPE if talks else subprocess.DEVNULL
+    return subprocess.Popen(
+        argv,
+        stdin=streams,
+        stdout=streams,
+        stderr=streams,
+        text=True,
+        errors="backslashreplace",
+        env={**os.environ, **(environment or {})},
+        cwd="/" if outlives_us else None,
+        start_new_session=outlives_us,
+        preexec_fn=_die_with_parent() if dies_with_us else None,  # noqa: PLW1509 - see above
+    )
 
 
 def make_idle(pid: int) -> None:
@@ -141,20 +134,67 @@ def make_idle(pid: int) -> None:
         process.nice(19)
 
 
+def _start(argv: Sequence[str], stdout: IO[bytes], stderr: IO[bytes], *, dies_with_us: bool) -> Any:
+    """Return `argv` as a running command of sh's; raises CommandFailed."""
+    # Imported here: it costs more than everything else that `after-create` needs.
+    import sh
+
+    words, encoding = _encodable(argv[1:])
+    try:
+        with open(os.devnull, "rb") as no_input:
+            return sh.Command(argv[0])(
+                *words,
+                _bg=True,
+                _bg_exc=False,
+                _in=no_input,
+                _out=stdout,
+                _err=stderr,
+                _env={**os.environ, "LC_ALL": "C"},
+                _encoding=encoding,
+                _ok_code=ANY_STATUS,
+                _preexec_fn=_die_with_parent() if dies_with_us else None,
+            )
+    except sh.CommandNotFound:
+        raise CommandFailed(
+            f"the command {argv[0]} was not found", hint=f"install {argv[0]} or correct PATH"
+        ) from None
+    except sh.ForkException as error:
+        # sh puts the child's whole traceback in it; its last line says what was wrong.
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise CommandFailed(f"{shlex.join(argv)} could not be started: {reason}") from None
+
+
+def _encodable(words: Sequence[str]) -> tuple[Sequence[str], str]:
+    """Return `words` and the encoding in which sh gives the program the bytes that they stand for.
+
+    File names need not be UTF-8; Python then has them as surrogates, which sh can't encode.
+    """
+    try:
+        "".join(words).encode("utf-8")
+    except UnicodeEncodeError:
+        return [os.fsencode(word).decode("latin-1") for word in words], "latin-1"
+    return words, "utf-8"
+
+
+def _die_with_parent() -> Callable[[], None]:
+    """Return what a child calls between fork and exec to be ended by the kernel with its parent."""
+    import ctypes
+
+    # Loaded before the fork: between fork and exec only async-signal-safe work is safe.
+    return partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 @contextlib.contextmanager
-def _reading(on_output: Callable[[str], None] | None) -> Iterator[IO[bytes] | None]:
+def _pipe_to(on_output: Callable[[str], None]) -> Iterator[IO[bytes]]:
     """Yield the end of a pipe to write to, and hand what is written to `on_output`.
 
-    Not left to sh, which takes it character by character where it is to come at once: rsync prints
-    its progress for every file. The reader ends when all who could write have.
+    Not left to sh, which hands over whole lines or full buffers, or else single bytes: rsync ends
+    no line while it copies, and prints its progress for every file.
     """
-    if on_output is None:
-        yield None
-        return
     receiving, sending = os.pipe()
 
     def read() -> None:
-        with os.fdopen(receiving, "rb", buffering=0) as output:
+        with open(receiving, "rb", buffering=0) as output:
             while piece := output.read(CHUNK_BYTES):
                 # A terminal that is gone is no reason to end the command.
                 with contextlib.suppress(OSError):
@@ -162,39 +202,29 @@ def _reading(on_output: Callable[[str], None] | None) -> Iterator[IO[bytes] | No
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    with os.fdopen(sending, "wb") as writer:
+    with open(sending, "wb") as writer:
         yield writer
+    # It ends when all that could write have; what the command has left running may still.
     reader.join(ENDING_SECONDS)
 
 
 def _exit_status(process: Any, timeout: float | None) -> int | None:
-    """Return the exit status of `process`, or None where it has none after `timeout` seconds."""
-    import sh
+    """Return the exit status of `process`, or None if it has none after `timeout` seconds.
 
-    statuses: list[int] = []
-
-    def wait() -> None:
-        try:
-            process.wait()
-            statuses.append(0)
-        except sh.ErrorReturnCode as error:
-            statuses.append(error.exit_code)
-
-    if timeout is None:
-        wait()
-        return statuses[0]
-    # In a thread, since sh's own wait with a limit looks only every 0.1 s, in the stop window too.
-    waiting = threading.Thread(target=wait, daemon=True)
+    Waits in a thread, since sh's own wait with a limit looks only every 0.1 s, and a command that
+    hangs in the kernel must not hold us up.
+    """
+    waiting = threading.Thread(target=process.wait, daemon=True)
     waiting.start()
     waiting.join(timeout)
-    return statuses[0] if statuses else None
+    return None if waiting.is_alive() else process.exit_code
 
 
 def _end(process: Any) -> None:
-    """End `process`, the hard way where it must be, and go on where even that doesn't help."""
-    for end in (process.terminate, process.kill):
+    """End `process`, by SIGKILL if SIGTERM does not, and go on even if that does not either."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(OSError):
-            end()
+            process.signal(number)
         if _exit_status(process, ENDING_SECONDS) is not None:
             return
 
@@ -203,16 +233,3 @@ def _content(file: IO[bytes], errors: str) -> str:
     """Return all that a command wrote to `file`."""
     file.seek(0)
     return file.read().decode("utf-8", errors)
-
-
-def die_with_parent() -> Callable[[], None]:
-    """Return what a child calls between fork and exec to be ended by the kernel with its parent."""
-    import ctypes
-
-    # Loaded before the fork: between fork and exec only async-signal-safe work is safe.
-    prctl = ctypes.CDLL(None).prctl
-
-    def ask_kernel() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-    return ask_kernel

@@ -12,7 +12,7 @@ from vl_borg_hooks.errors import InvalidCopy, OperatorError
 
 
 class NotRegular(OSError):
-    """A directory, device, FIFO or socket where a file should be."""
+    """A directory, device, FIFO or socket in place of a file."""
 
 
 def regular(path: str, flags: int) -> int:
@@ -73,7 +73,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove the file `path` for good, also after a power loss; no error where it is missing."""
+    """Remove the file `path` for good, also after a power loss; no error if it is missing."""
     try:
         path.unlink()
         sync_directory(path.parent)
@@ -84,9 +84,9 @@ def remove(path: Path) -> None:
 
 
 def private_directory(path: Path) -> None:
-    """Create directory `path` where it is missing, for us only.
+    """Create directory `path`, for us only, if it is missing.
 
-    Raises OperatorError where it can't be, or where others than root and we could write to it.
+    Raises OperatorError if it can't be made, or if others than root and we could write to it.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

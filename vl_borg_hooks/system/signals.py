@@ -1,4 +1,4 @@
-"""Signals that end us, turned into an exception where that is safe and held back where it is not."""
+"""Signals that end us, turned into an exception if that is safe, and held back while it is not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """We were told to end; `error` is what the operator is told.
+    """A signal has asked us to end; `error` is what the operator reads.
 
     No Exception, so that nothing which goes on after an expected failure goes on after this.
     """
@@ -38,7 +38,7 @@ def install() -> None:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Let no ending signal interrupt this block; raise Interrupted after it where one came."""
+    """Let no ending signal interrupt this block; raise Interrupted after it if one came."""
     _Pending.depth += 1
     try:
         yield

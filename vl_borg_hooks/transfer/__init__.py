@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vl_borg_hooks.transfer.progress import human_bytes
+
 
 @dataclass(frozen=True)
 class PassResult:
@@ -20,3 +22,7 @@ class PassResult:
             self.bytes + earlier.bytes,
             self.seconds + earlier.seconds,
         )
+
+    def __str__(self) -> str:
+        """`N files, SIZE in SECONDS`."""
+        return f"{self.files} files, {human_bytes(self.bytes)} in {self.seconds:.2f} s"

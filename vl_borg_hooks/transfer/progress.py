@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from vl_borg_hooks.system.log import logger
+
 PLAIN_LINE_SECONDS = 5
 # What rsync --info=progress2 prints, over and over: bytes, percent, rate, time, and in brackets
 # how many of all files are still to be checked ("ir-chk" while it still looks for more).
@@ -58,15 +60,18 @@ class Parser:
 
 
 class Reporter:
-    """Shows progress of one instance on stderr, which is where borgmatic's log gets it from."""
+    """Logs what happens to one instance, and shows the progress of its passes, on stderr."""
 
-    def __init__(self, instance: str, *, say: Callable[[str], None]) -> None:
+    def __init__(self, instance: str) -> None:
         self._instance = instance
-        self._say = say
 
     def say(self, message: str) -> None:
-        """Log `message` for this instance."""
-        self._say(f"{self._instance}: {message}")
+        """Log `message`, which is for information."""
+        logger.info("%s: %s", self._instance, message)
+
+    def warn(self, message: str) -> None:
+        """Log `message`, which an operator should look at though the run goes on."""
+        logger.warning("%s: %s", self._instance, message)
 
     @contextlib.contextmanager
     def transfer(self, name: str) -> Iterator[Callable[[Point], None]]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from vl_borg_hooks.errors import CommandFailed
 from vl_borg_hooks.system import commands
-from vl_borg_hooks.system.hosts import Host, SshHost
+from vl_borg_hooks.system.hosts import Host
 from vl_borg_hooks.transfer import PassResult
 from vl_borg_hooks.transfer.progress import Parser, Reporter
 
@@ -101,9 +101,9 @@ def copy(
         argv.append(f"--bwlimit={bwlimit}")
     if owner:
         argv += ["--owner", "--group", f"--chown={owner}"]
-    remote = next((host for host, _ in (source, destination) if isinstance(host, SshHost)), None)
-    if remote:
-        argv += [f"--rsh={_rsh(remote.transport())}", f"--timeout={STALLED_SECONDS}"]
+    transport = source[0].transport() or destination[0].transport()
+    if transport:
+        argv += [f"--rsh={_rsh(transport)}", f"--timeout={STALLED_SECONDS}"]
     started = time.monotonic()
     parser = Parser()
     with reporter.transfer(name) as report, tempfile.NamedTemporaryFile() as listed:
@@ -119,7 +119,7 @@ def copy(
         try:
             completed = commands.run(
                 argv,
-                ok=range(-64, 256),
+                ok=commands.ANY_STATUS,
                 timeout=timeout,
                 on_output=lambda text: report(parser.feed(text)),
                 dies_with_us=True,
@@ -137,7 +137,7 @@ def copy(
 
 
 def check_version(host: Host) -> None:
-    """Raise CommandFailed where `host` has no rsync, or one that is too old."""
+    """Raise CommandFailed if `host` has no rsync, or one that is too old."""
     printed = host.run(["rsync", "--version"], ok=(0, 127))
     if printed.exit_status == 127:
         raise CommandFailed(f"rsync was not found on {host.name}", hint="install rsync there")

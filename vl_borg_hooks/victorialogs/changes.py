@@ -10,13 +10,11 @@ tell that nothing is new in it.
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.system.hosts import Host, SshHost
+from vl_borg_hooks.system.hosts import Host, Tree
 from vl_borg_hooks.victorialogs.layout import (
     DATADB,
     DELETE_TASKS,
@@ -31,9 +29,8 @@ from vl_borg_hooks.victorialogs.parts import is_part_name
 # The kernel stamps files with the time of its last tick, some milliseconds old: a directory that
 # changed this shortly before it was looked at may change again and keep its time.
 TOO_YOUNG_NANOSECONDS = 2_000_000_000
-# What find on another host prints before the time of the last deletion, and before a path.
-_DELETIONS = "deletions:"
-_ENTRY = "entry:"
+# How far below a data directory its lists of parts are: partitions/DAY/datadb/parts.json.
+PARTS_DEPTH = 4
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,8 @@ class Listing:
     tables: dict[str, Table]
     # Files and directories that are neither parts nor partitions, such as delete_tasks.json.
     others: frozenset[str]
-    # When the listing was begun, and when DELETE_TASKS last changed: nanoseconds since 1970.
+    # When the listing was begun, 0 if the data's clock is not ours, and when DELETE_TASKS last
+    # changed: nanoseconds since 1970.
     taken: int = 0
     deletions: int = 0
 
@@ -75,12 +73,14 @@ class Delta:
 def read(host: Host, data_directory: str, before: Listing | None = None) -> Listing:
     """Return what `data_directory` on `host` holds now; raises OperatorError.
 
-    Tables that have not changed since `before` are the same objects as there, and not read again.
+    Tables that have not changed since `before` are the same objects as there. Their lists are not
+    read again, unless the times on `host` are of a clock that is not ours.
     """
     try:
-        if isinstance(host, SshHost):
-            return _read_over_ssh(host, data_directory, before)
-        return _read_here(data_directory, before)
+        tree = host.tree(
+            data_directory, depth=PARTS_DEPTH, contents=[PARTS_FILE], without=NOT_REPLACED
+        )
+        return _read(tree, before)
     except (OSError, ValueError) as error:
         raise OperatorError(f"could not list {data_directory}: {error}") from None
 
@@ -88,7 +88,7 @@ def read(host: Host, data_directory: str, before: Listing | None = None) -> List
 def delta(before: Listing, now: Listing) -> Delta | None:
     """Return what has to be copied and removed to get from `before` to `now`.
 
-    None where rows were deleted meanwhile, which newer versions note in parts that stay as they are.
+    None if rows were deleted meanwhile, which newer versions note in parts that stay as they are.
     """
     if now.deletions != before.deletions:
         return None
@@ -114,129 +114,62 @@ def gone_parts(before: Listing, now: Listing) -> list[str]:
     ]
 
 
-def _read_here(data_directory: str, before: Listing | None) -> Listing:
-    taken = time.time_ns()
+def _read(tree: Tree, before: Listing | None) -> Listing:
+    """List what `tree` holds: two questions for each partition that has not changed since `before`."""
+    known = before.tables if before else {}
+    settled = before.taken - TOO_YOUNG_NANOSECONDS if before else 0
     tables: dict[str, Table] = {}
-    partitions = os.path.join(data_directory, PARTITIONS)
-    for name in os.listdir(partitions):
+    looked_into: set[str] = set()
+    for name in tree.names(PARTITIONS):
         for kind in (DATADB, INDEXDB):
             path = f"{PARTITIONS}/{name}/{kind}"
             try:
-                modified = os.stat(f"{partitions}/{name}/{kind}").st_mtime_ns
+                modified = tree.modified(path)
             except FileNotFoundError:
                 # Made or deleted at this moment; the final pass sees how it ended.
                 continue
-            known = before.tables.get(path) if before else None
-            if (
-                before
-                and known
-                and known.modified == modified
-                and modified < before.taken - TOO_YOUNG_NANOSECONDS
-            ):
-                tables[path] = known
-            else:
-                parts = _parts(f"{partitions}/{name}/{kind}")
-                same = known is not None and known.parts == parts
-                tables[path] = known if known and same else Table(parts, modified)
-    others = frozenset(_others_here(data_directory, tables, before))
-    try:
-        deletions = os.stat(f"{data_directory}/{DELETE_TASKS}").st_mtime_ns
-    except FileNotFoundError:
-        deletions = 0
-    return Listing(tables, others, taken, deletions)
+            table = known.get(path)
+            if table is None or table.modified != modified or modified >= settled:
+                looked_into.add(name)
+                parts = _parts(tree, path)
+                table = table if table and table.parts == parts else Table(parts, modified)
+            tables[path] = table
+    others = frozenset(_others(tree, looked_into, before))
+    return Listing(tables, others, tree.taken, _deletions(tree))
 
 
-def _parts(directory: str) -> tuple[str, ...]:
+def _parts(tree: Tree, table: str) -> tuple[str, ...]:
+    """Return the parts of `table` that count, by its own list; raises ValueError if that is none."""
     try:
-        with open(f"{directory}/{PARTS_FILE}", "rb") as file:
-            return _names(file.read())
+        names = json.loads(tree.content(f"{table}/{PARTS_FILE}")) or []
     except FileNotFoundError:
         return ()
-
-
-def _names(content: bytes | str) -> tuple[str, ...]:
-    names = json.loads(content) or []
     if not isinstance(names, list) or not all(map(is_part_name, names)):
         raise ValueError(f"{PARTS_FILE} is no list of part names")
     return tuple(names)
 
 
-def _others_here(
-    data_directory: str, tables: dict[str, Table], before: Listing | None
-) -> Iterator[str]:
-    """Yield what is beside the partitions, and beside the tables in them."""
-    for name in os.listdir(data_directory):
+def _others(tree: Tree, looked_into: set[str], before: Listing | None) -> Iterator[str]:
+    """Yield what is beside the partitions, and beside the tables in them.
+
+    In the partitions that were not `looked_into`, that is what it was `before`.
+    """
+    for name in tree.names(""):
         if name != PARTITIONS and name not in NOT_REPLACED:
             yield name
-    known = before.tables if before else {}
-    changed = {path.split("/")[1] for path in tables if known.get(path) is not tables[path]}
-    for partition in changed:
-        for name in os.listdir(f"{data_directory}/{PARTITIONS}/{partition}"):
+    for partition in looked_into:
+        for name in tree.names(f"{PARTITIONS}/{partition}"):
             if name not in (DATADB, INDEXDB, SNAPSHOTS):
                 yield f"{PARTITIONS}/{partition}/{name}"
     for path in before.others if before else ():
         top, _, rest = path.partition("/")
-        if top == PARTITIONS and rest.partition("/")[0] not in changed:
+        if top == PARTITIONS and rest.partition("/")[0] not in looked_into:
             yield path
 
 
-def _read_over_ssh(host: SshHost, data_directory: str, before: Listing | None) -> Listing:
-    """List all in one round trip, with the content of every parts.json.
-
-    find starts `cat` for many files at once, when it has enough of them or is done: the lists come
-    in the order of the files, before whichever entry is printed next.
-    """
-    not_entered = [word for name in NOT_REPLACED for word in ("-o", "-name", name)]
-    not_entered += ["-o", "-path", f"*/{PARTITIONS}/*/{SNAPSHOTS}"]
-    printed = host.run(
-        [
-            *("find", data_directory, "-mindepth", "1", "-maxdepth", "4"),
-            *("(", *not_entered[1:], ")", "-prune", "-o", "-printf", f"{_ENTRY}%P\\0"),
-            *("(", "-name", PARTS_FILE, "-exec", "cat", "{}", "+"),
-            *("-o", "-name", DELETE_TASKS, "-printf", f"{_DELETIONS}%T@\\0", ")"),
-        ]
-    )
-    tables: dict[str, Table] = {}
-    others: set[str] = set()
-    listed: list[str] = []
-    lists: list[tuple[str, ...]] = []
-    deletions = 0
-    for record in printed.stdout.split("\0"):
-        record = _take_lists(record, lists)
-        if record.startswith(_DELETIONS):
-            deletions = _nanoseconds(record.removeprefix(_DELETIONS))
-        elif record.startswith(_ENTRY):
-            top, *names = record.removeprefix(_ENTRY).split("/")
-            path = "/".join((top, *names))
-            if os.path.basename(path) == PARTS_FILE:
-                listed.append(os.path.dirname(path))
-            if top != PARTITIONS:
-                others |= {path} if not names else set()
-            elif len(names) == 2:
-                if names[1] in (DATADB, INDEXDB):
-                    tables[path] = Table((), 0)
-                else:
-                    others.add(path)
-    for path, parts in zip(listed, lists, strict=True):
-        if path in tables:
-            tables[path] = Table(parts, 0)
-    for path, known in before.tables.items() if before else ():
-        if path in tables and tables[path].parts == known.parts:
-            tables[path] = known
-    return Listing(tables, frozenset(others), deletions=deletions)
-
-
-def _nanoseconds(text: str) -> int:
-    """Return a time as find prints it, all of it: it is compared with one that the kernel told."""
-    seconds, _, fraction = text.partition(".")
-    return int(seconds) * 1_000_000_000 + int(fraction[:9].ljust(9, "0"))
-
-
-def _take_lists(record: str, lists: list[tuple[str, ...]]) -> str:
-    """Move the lists that `record` begins with to `lists`, and return the rest of it."""
-    decoder = json.JSONDecoder()
-    while record.startswith(("[", "null")):
-        _, end = decoder.raw_decode(record)
-        lists.append(_names(record[:end]))
-        record = record[end:].lstrip()
-    return record
+def _deletions(tree: Tree) -> int:
+    """Return when rows were last deleted, 0 if never."""
+    try:
+        return tree.modified(DELETE_TASKS)
+    except FileNotFoundError:
+        return 0

@@ -25,7 +25,7 @@ class Swap:
         self._data = data_directory
         self._originals = originals
         self._working = f"{data_directory}/{WORKING_DIRECTORY}"
-        self._incoming = f"{self._working}/incoming"
+        self.incoming = f"{self._working}/incoming"
         self._replaced = f"{self._working}/replaced"
 
     def do(self) -> None:
@@ -33,12 +33,12 @@ class Swap:
         self._host.make_directory(self._replaced, 0o700)
         for name in self._originals:
             self._host.rename(f"{self._data}/{name}", f"{self._replaced}/{name}")
-        for name in self._host.entries(self._incoming):
-            self._host.rename(f"{self._incoming}/{name}", f"{self._data}/{name}")
+        for name in self._host.entries(self.incoming):
+            self._host.rename(f"{self.incoming}/{name}", f"{self._data}/{name}")
 
     def undo(self) -> None:
         """Bring back what was there, from wherever a swap or an undo was ended."""
-        waiting = set(self._host.entries(self._incoming))
+        waiting = set(self._host.entries(self.incoming))
         replaced = self._host.entries(self._replaced)
         for name in present(self._host, self._data):
             # Put there by the swap, or made by a server that ran on it. An original that was not
@@ -53,9 +53,9 @@ class Swap:
         self._host.remove_tree(self._working)
 
     def discard_leftovers(self) -> None:
-        """Remove our working directory where nothing tells what it is from.
+        """Remove our working directory if nothing tells what it is from.
 
-        Raises OperatorError where it has replaced data: with the journal that told of it lost, only
+        Raises OperatorError if it has replaced data: since the journal that told of it is lost, only
         the operator can know whether it is still wanted.
         """
         if not self._host.is_directory(self._working):
@@ -73,8 +73,8 @@ class Swap:
         if name in waiting:
             self._host.remove_tree(f"{self._data}/{name}")
             return
-        self._host.make_directory(self._incoming, 0o700)
-        self._host.rename(f"{self._data}/{name}", f"{self._incoming}/{name}")
+        self._host.make_directory(self.incoming, 0o700)
+        self._host.rename(f"{self._data}/{name}", f"{self.incoming}/{name}")
 
 
 def present(host: Host, data_directory: str) -> list[str]:

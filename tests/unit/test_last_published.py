@@ -17,7 +17,7 @@ from tests.support import EXAMPLES, make_copy, make_part, make_partition, publis
 from vl_borg_hooks.staging import verify
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.staging.inventory import Directory, Sums
-from vl_borg_hooks.staging.known import KNOWN, Known, Notes
+from vl_borg_hooks.staging.last_published import KNOWN, LastPublished, Notes
 from vl_borg_hooks.staging.walk import walk
 
 PART = "partitions/20261122/datadb/18A0000000000000"
@@ -44,9 +44,9 @@ def made(directory: Path) -> StagingCopy:
     return copy
 
 
-def known(copy: StagingCopy) -> Known:
+def known(copy: StagingCopy) -> LastPublished:
     """What is known of `copy`, whose files have been looked at since."""
-    found = Known.of(copy, copy.path.parent)
+    found = LastPublished.of(copy, copy.manifest(), copy.path.parent)
     assert found
     found.look()
     return found
@@ -56,10 +56,12 @@ def listed(directories: Iterable[Directory]) -> list[tuple[str, dict[str, int], 
     return [(each.path, each.files, each.sums, each.line) for each in directories]
 
 
-def partitions(copy: StagingCopy, before: Known | None = None) -> tuple[list[Any], list[str]]:
+def partitions(
+    copy: StagingCopy, before: LastPublished | None = None
+) -> tuple[list[Any], list[str]]:
     problems: list[str] = []
     sizes: dict[str, int] = {}
-    for _ in verify.noting(walk(copy.data, linked=True, known=before), sizes):
+    for _ in verify.noting(walk(copy.data, linked=True, before=before), sizes):
         pass
     found = verify.partitions(copy.data, problems, sizes, before.partitions() if before else {})
     return found, problems
@@ -79,7 +81,7 @@ def test_parts_that_have_not_changed_are_not_looked_at(
     make_part(copy.data / "partitions/20261121/datadb/18C0", rows=3, day=20261121)
     before = known(copy)
     monkeypatch.setattr(os, "scandir", noting)
-    found = list(walk(copy.data, linked=True, known=before))
+    found = list(walk(copy.data, linked=True, before=before))
     assert [path for path in looked if "/18" in path] == ["partitions/20261121/datadb/18C0"]
     assert len(found) == len(expected) + 1
     assert list(before.partitions()) == ["20261122"]
@@ -136,14 +138,17 @@ def test_whatever_changes_the_walk_and_the_partitions_are_those_of_a_full_look(
     directory = tmp_path_factory.mktemp("known")
     copy = made(directory)
     change(copy.data, before)
-    one, other = Known.of(copy, directory), Known.of(copy, directory)
+    one, other = (
+        LastPublished.of(copy, copy.manifest(), directory),
+        LastPublished.of(copy, copy.manifest(), directory),
+    )
     assert one
     assert other
     if looked:
         same = listed(walk(copy.data, linked=True)) == listed(one._read())
         assert (one.look(), other.look()) == (same, same)
     change(copy.data, after)
-    assert listed(walk(copy.data, linked=True, known=one)) == listed(walk(copy.data, linked=True))
+    assert listed(walk(copy.data, linked=True, before=one)) == listed(walk(copy.data, linked=True))
     assert partitions(copy, other) == partitions(copy)
     shutil.rmtree(directory)
 
@@ -162,7 +167,7 @@ def damage(copy: StagingCopy) -> None:
 
 @pytest.mark.parametrize("looked", [True, False])
 def test_a_file_that_was_damaged_is_found(copy: StagingCopy, looked: bool) -> None:
-    found = Known.of(copy, copy.path.parent)
+    found = LastPublished.of(copy, copy.manifest(), copy.path.parent)
     assert found
     damage(copy)
     assert not (looked and found.look())
@@ -172,7 +177,7 @@ def test_a_file_that_was_damaged_is_found(copy: StagingCopy, looked: bool) -> No
 
 def test_when_the_copy_was_last_compared_with_the_data_is_kept(copy: StagingCopy) -> None:
     Notes().keep(copy.path.parent, copy.manifest().inventory_sha256, compared=1_700_000_000.9)
-    assert Known.of(copy, copy.path.parent) is None
+    assert LastPublished.of(copy, copy.manifest(), copy.path.parent) is None
     notes = Notes()
     assert len(list(notes.taking(walk(copy.data)))) > 1
     notes.keep(copy.path.parent, copy.manifest().inventory_sha256, compared=1_700_000_000.9)
@@ -210,7 +215,7 @@ DISTRUSTED: dict[str, Callable[[StagingCopy], object]] = {
 @pytest.mark.parametrize("reason", DISTRUSTED)
 def test_what_can_not_be_trusted_is_not_known(copy: StagingCopy, reason: str) -> None:
     DISTRUSTED[reason](copy)
-    assert Known.of(copy, copy.path.parent) is None
+    assert LastPublished.of(copy, copy.manifest(), copy.path.parent) is None
 
 
 def test_a_directory_that_changed_a_moment_ago_is_looked_at_again(

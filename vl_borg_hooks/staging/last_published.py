@@ -23,7 +23,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import final
 
-from vl_borg_hooks.errors import InvalidCopy
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.staging.inventory import Directory, Sums
 from vl_borg_hooks.staging.manifest import Manifest, Partition
@@ -65,7 +64,7 @@ class Notes:
 
 
 @final
-class Known:
+class LastPublished:
     """The last published copy, asked for its directories in the order of a walk."""
 
     def __init__(
@@ -83,10 +82,16 @@ class Known:
         self._touched: set[str] = set()
 
     @classmethod
-    def of(cls, copy: StagingCopy, state_directory: Path) -> Known | None:
-        """Return what is known of `copy`, None where that is nothing or can't be trusted."""
+    def of(
+        cls, copy: StagingCopy, manifest: Manifest | None, state_directory: Path
+    ) -> LastPublished | None:
+        """Return what is known of `copy`, None if that is nothing or can't be trusted.
+
+        `manifest` is the one that it was published with, None if it was not.
+        """
+        if manifest is None:
+            return None
         try:
-            manifest = copy.manifest()
             header, _, content = (state_directory / KNOWN).read_bytes().partition(b"\n")
             checksum, when = header.split()
             compared = int(when)
@@ -95,7 +100,7 @@ class Known:
             expected = manifest.inventory_sha256.encode()
             if not checksum == _checksum(copy.inventory_path) == expected:
                 return None
-        except (InvalidCopy, OSError, ValueError):
+        except (OSError, ValueError):
             return None
         totals = sum(numbers[1::_NUMBERS]), sum(numbers[2::_NUMBERS])
         if len(numbers) % _NUMBERS or totals != (manifest.files, manifest.bytes):

@@ -21,25 +21,31 @@ from hypothesis import strategies as st
 from tests.parts.waiting import wait_until
 from tests.support import EXAMPLES
 from vl_borg_hooks.errors import Busy, InvalidCopy, OperatorError
-from vl_borg_hooks.runs.records import Holder, InstanceState, Journal
+from vl_borg_hooks.runs.records import Holder, Journal, RunRecords
 
 HOLD = """\
 import sys
 from pathlib import Path
-from vl_borg_hooks.runs.records import InstanceState
-with InstanceState(Path(sys.argv[1]), "default").run_lock("before-create"):
+from vl_borg_hooks.runs.records import RunRecords
+with RunRecords(Path(sys.argv[1]), "default").run_lock("before-create"):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
+def records(directory: Path, name: str = "default") -> RunRecords:
+    made = RunRecords(directory, name)
+    made.create()
+    return made
+
+
 @pytest.fixture
-def state(tmp_path: Path) -> InstanceState:
-    return InstanceState(tmp_path / "state", "default")
+def state(tmp_path: Path) -> RunRecords:
+    return records(tmp_path / "state")
 
 
 @contextmanager
-def other_run(state: InstanceState) -> Iterator[subprocess.Popen[str]]:
+def other_run(state: RunRecords) -> Iterator[subprocess.Popen[str]]:
     """Have another process hold the run lock."""
     pipe = subprocess.PIPE
     argv = [sys.executable, "-c", HOLD, str(state.directory.parent)]
@@ -51,7 +57,7 @@ def other_run(state: InstanceState) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.timeout(60)
-def test_a_second_run_is_told_who_holds_the_first(state: InstanceState) -> None:
+def test_a_second_run_is_told_who_holds_the_first(state: RunRecords) -> None:
     with (
         other_run(state) as other,
         pytest.raises(Busy) as caught,
@@ -63,7 +69,7 @@ def test_a_second_run_is_told_who_holds_the_first(state: InstanceState) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_the_run_that_is_on_is_known_as_long_as_it_lives(state: InstanceState) -> None:
+def test_the_run_that_is_on_is_known_as_long_as_it_lives(state: RunRecords) -> None:
     assert state.run_that_is_on() == ""
     with other_run(state) as other:
         assert f"before-create (pid {other.pid}, since 20" in state.run_that_is_on()
@@ -75,7 +81,7 @@ def test_the_run_that_is_on_is_known_as_long_as_it_lives(state: InstanceState) -
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_next_run_takes_over_the_moment_that_the_first_is_killed(
-    state: InstanceState, number: signal.Signals
+    state: RunRecords, number: signal.Signals
 ) -> None:
     with other_run(state) as other:
         other.send_signal(number)
@@ -83,7 +89,7 @@ def test_the_next_run_takes_over_the_moment_that_the_first_is_killed(
             assert other.wait(10) == -number
 
 
-def test_a_run_that_failed_holds_nothing(state: InstanceState) -> None:
+def test_a_run_that_failed_holds_nothing(state: RunRecords) -> None:
     with pytest.raises(KeyError), state.run_lock("restore"):
         raise KeyError
     with state.run_lock("restore", wait=0):
@@ -91,16 +97,16 @@ def test_a_run_that_failed_holds_nothing(state: InstanceState) -> None:
 
 
 def test_two_instances_are_not_in_each_others_way(tmp_path: Path) -> None:
-    one, two = (InstanceState(tmp_path, name) for name in ("one", "two"))
+    one, two = (records(tmp_path, name) for name in ("one", "two"))
     with one.run_lock("a", wait=0), two.run_lock("b", wait=0):
         pass
 
 
-def test_a_lease_is_its_holders_until_it_is_given_back(state: InstanceState) -> None:
+def test_a_lease_is_its_holders_until_it_is_given_back(state: RunRecords) -> None:
     assert state.lease_holder() is None
     holder = Holder.of(os.getpid(), "borgmatic")
     state.take_lease(holder)
-    assert InstanceState(state.directory.parent, "default").lease_holder() == holder
+    assert RunRecords(state.directory.parent, "default").lease_holder() == holder
     assert f"borgmatic (pid {os.getpid()}, since " in str(holder)
     state.release_lease()
     state.release_lease()
@@ -108,7 +114,7 @@ def test_a_lease_is_its_holders_until_it_is_given_back(state: InstanceState) -> 
 
 
 @pytest.mark.timeout(60)
-def test_the_lease_of_a_dead_process_is_none(state: InstanceState) -> None:
+def test_the_lease_of_a_dead_process_is_none(state: RunRecords) -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         state.take_lease(Holder.of(process.pid, "borgmatic"))
         assert state.lease_holder()
@@ -120,7 +126,7 @@ def test_the_lease_of_a_dead_process_is_none(state: InstanceState) -> None:
     assert state.lease_holder() is None
 
 
-def test_a_later_process_with_the_same_id_holds_nothing(state: InstanceState) -> None:
+def test_a_later_process_with_the_same_id_holds_nothing(state: RunRecords) -> None:
     holder = Holder.of(os.getpid(), "borgmatic")
     state.take_lease(replace(holder, created=holder.created - 60))
     assert state.lease_holder() is None
@@ -149,12 +155,12 @@ def test_a_process_that_has_ended_can_be_no_holder() -> None:
         b"\xff\xfe",
     ],
 )
-def test_a_lease_that_makes_no_sense_is_none(state: InstanceState, content: bytes) -> None:
+def test_a_lease_that_makes_no_sense_is_none(state: RunRecords, content: bytes) -> None:
     (state.directory / "lease.json").write_bytes(content)
     assert state.lease_holder() is None
 
 
-def test_a_holder_that_makes_no_sense_is_unknown_and_still_busy(state: InstanceState) -> None:
+def test_a_holder_that_makes_no_sense_is_unknown_and_still_busy(state: RunRecords) -> None:
     with other_run(state):
         (state.directory / "run.lock").write_bytes(b"\0\0")
         with pytest.raises(Busy, match="unknown"), state.run_lock("restore", wait=0):
@@ -169,10 +175,10 @@ def test_a_holder_that_makes_no_sense_is_unknown_and_still_busy(state: InstanceS
         Journal("restore", True, ["partitions", "a\nb", os.fsdecode(b"\xff")]),
     ],
 )
-def test_a_journal_is_read_as_it_was_written(state: InstanceState, journal: Journal) -> None:
+def test_a_journal_is_read_as_it_was_written(state: RunRecords, journal: Journal) -> None:
     assert state.journal() is None
     state.note(journal)
-    assert InstanceState(state.directory.parent, "default").journal() == journal
+    assert RunRecords(state.directory.parent, "default").journal() == journal
     state.clear_journal()
     state.clear_journal()
     assert state.journal() is None
@@ -193,7 +199,7 @@ def test_a_journal_is_read_as_it_was_written(state: InstanceState, journal: Jour
     ],
 )
 def test_a_journal_that_makes_no_sense_is_one_line_that_says_what_to_do(
-    state: InstanceState, content: bytes
+    state: RunRecords, content: bytes
 ) -> None:
     # Never "there is none": VictoriaLogs may be down.
     path = state.directory / "journal.json"
@@ -224,7 +230,7 @@ def test_a_journal_that_makes_no_sense_is_one_line_that_says_what_to_do(
 )
 def test_any_content_of_the_state_is_read_or_refused(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        state = InstanceState(Path(directory, "state"), "default")
+        state = records(Path(directory, "state"))
         for name in ("lease.json", "journal.json", "run.lock"):
             (state.directory / name).write_bytes(content)
         state.lease_holder()
@@ -235,10 +241,10 @@ def test_any_content_of_the_state_is_read_or_refused(content: bytes) -> None:
                 return
 
 
-def test_all_of_it_is_for_us_only(state: InstanceState) -> None:
+def test_all_of_it_is_for_us_only(state: RunRecords) -> None:
     before = os.umask(0)
     try:
-        fresh = InstanceState(state.directory.parent / "fresh", "default")
+        fresh = records(state.directory.parent / "fresh")
         fresh.note(Journal("restore", True))
         fresh.take_lease(Holder.of(os.getpid(), "borgmatic"))
         with fresh.run_lock("restore"):
@@ -254,10 +260,10 @@ def test_a_state_directory_that_others_can_write_is_refused(tmp_path: Path, wher
     (tmp_path / "state/default").mkdir(parents=True)
     (tmp_path / "state" / where).chmod(0o777)
     with pytest.raises(OperatorError, match=r"can be written by others.*chmod 700"):
-        InstanceState(tmp_path / "state", "default")
+        records(tmp_path / "state")
 
 
-def test_a_lock_that_is_a_link_is_not_followed(state: InstanceState, tmp_path: Path) -> None:
+def test_a_lock_that_is_a_link_is_not_followed(state: RunRecords, tmp_path: Path) -> None:
     (tmp_path / "outside").write_bytes(b"mine")
     (state.directory / "run.lock").symlink_to(tmp_path / "outside")
     with pytest.raises(OperatorError, match="symbolic links"), state.run_lock("restore"):

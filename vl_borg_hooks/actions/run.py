@@ -1,0 +1,93 @@
+"""What every action needs: the plugins, an exclusive run, checks, and errors with their instance."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from vl_borg_hooks import steps
+from vl_borg_hooks.errors import Busy, OperatorError, unexpected
+from vl_borg_hooks.plugin import manager
+from vl_borg_hooks.plugin.checks import Check
+from vl_borg_hooks.plugin.context import Additions, Backup, Restore, Target
+from vl_borg_hooks.plugin.relay import Hooks
+from vl_borg_hooks.runs.records import RunRecords
+from vl_borg_hooks.stop_window.found import describe_state
+from vl_borg_hooks.system.signals import Interrupted
+
+if TYPE_CHECKING:
+    from vl_borg_hooks.config import Instance, LoadedConfig
+    from vl_borg_hooks.staging.copy import StagingCopy
+    from vl_borg_hooks.staging.manifest import Manifest
+
+
+class Setting:
+    """A config with the plugins that it is used with: makes what hooks are called with."""
+
+    def __init__(self, loaded: LoadedConfig) -> None:
+        self.loaded = loaded
+        self.hooks: Hooks = manager.load(steps.BUILT_IN)
+        self._additions: Additions = manager.additions(self.hooks, loaded)
+
+    def target(self, instance: Instance) -> Target:
+        """Return `instance` for a recovery or a look at it; raises ConfigError."""
+        return Target(self.loaded, instance, self._additions, self._records(instance))
+
+    def backup(self, instance: Instance) -> Backup:
+        """Return `instance` for a backup; raises ConfigError."""
+        return Backup(self.loaded, instance, self._additions, self._records(instance))
+
+    def restore(
+        self, instance: Instance, copy: StagingCopy, manifest: Manifest, *, start: bool
+    ) -> Restore:
+        """Return `instance` for a restore of `copy`; raises ConfigError."""
+        records = self._records(instance)
+        return Restore(
+            *(self.loaded, instance, self._additions, records, copy, manifest),
+            start_if_stopped=start,
+        )
+
+    def _records(self, instance: Instance) -> RunRecords:
+        return RunRecords(self.loaded.config.state_directory, instance.name)
+
+
+@contextlib.contextmanager
+def exclusive(target: Target, command: str) -> Iterator[None]:
+    """Be the only run on `target`'s instance; raises Busy."""
+    try:
+        with target.records.run_lock(command), target.host.connected():
+            yield
+    except Busy as busy:
+        busy.instance = busy.instance or target.name
+        raise
+
+
+@contextlib.contextmanager
+def explained(target: Target) -> Iterator[None]:
+    """Add instance and state of VictoriaLogs to any failure in this block, a plugin's too."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        _explain(target, interrupted.error)
+        raise
+    except Exception as caught:
+        error = caught if isinstance(caught, OperatorError) else unexpected(caught)
+        _explain(target, error)
+        if error is caught:
+            raise
+        raise error from caught
+
+
+def require(target: Target, checks: Sequence[Check]) -> None:
+    """Raise OperatorError for the first of `checks` that is not ok, and warn of all others."""
+    failed = [check for check in checks if not check.ok]
+    for check in failed[1:]:
+        target.reporter.warn("; ".join(filter(None, (check.what, check.hint))))
+    if failed:
+        raise OperatorError(failed[0].what, hint=failed[0].hint)
+
+
+def _explain(target: Target, error: OperatorError) -> None:
+    error.instance = error.instance or target.name
+    error.victorialogs = error.victorialogs or describe_state(target)

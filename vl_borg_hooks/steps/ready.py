@@ -1,0 +1,182 @@
+"""Is everything in place for a backup or a restore? Asked before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.plugin import hookimpl
+from vl_borg_hooks.plugin.checks import Check, check
+from vl_borg_hooks.plugin.context import Backup, Restore, Target
+from vl_borg_hooks.services import ServiceState
+from vl_borg_hooks.staging.manifest import Partition
+from vl_borg_hooks.stop_window.found import find_state, refuse_other_server
+from vl_borg_hooks.system.hosts import Host, Owner
+from vl_borg_hooks.system.local import LocalHost
+from vl_borg_hooks.transfer import rsync
+from vl_borg_hooks.transfer.progress import human_bytes
+from vl_borg_hooks.victorialogs import flags
+from vl_borg_hooks.victorialogs.layout import PARTITIONS
+
+
+@hookimpl
+def backup_checks(backup: Backup) -> Iterator[Check]:
+    """Check tools, data path and service manager; sets `backup.found`."""
+    yield from _tools(backup)
+    data_path = check("data path", lambda: _data_path(backup))
+    yield data_path
+    service = check("service manager", lambda: _service(backup))
+    yield service
+    if data_path.ok and service.ok:
+        yield check("VictoriaLogs", lambda: _found(backup))
+
+
+@hookimpl
+def restore_checks(restore: Restore) -> Iterator[Check]:
+    """Check tools, service manager, room, owner and retention.
+
+    Sets `restore.found`, `restore.owner` and `restore.expired_rows`.
+    """
+    yield from _tools(restore)
+    state = check("VictoriaLogs", lambda: _found_for_restore(restore))
+    yield state
+    yield check("room", lambda: _room(restore))
+    yield check("owner", lambda: _owner(restore))
+    if state.ok:
+        yield check("retention", lambda: _retention(restore))
+
+
+def _tools(target: Target) -> Iterator[Check]:
+    """Ask each different host once."""
+    for host in dict.fromkeys((LocalHost(), target.host)):
+        yield check(f"tools on {host.name}", partial(_tools_on, host))
+
+
+def _tools_on(host: Host) -> str:
+    host.check()
+    rsync.check_version(host)
+    return f"{host.name} has the tools that are needed, and rsync is new enough"
+
+
+def _data_path(backup: Backup) -> str:
+    if not backup.host.is_directory(f"{backup.data_directory}/{PARTITIONS}"):
+        raise OperatorError(
+            f"{backup.instance.data_path} is not a VictoriaLogs data directory: "
+            f"it has no {PARTITIONS} directory",
+            hint="data_path should be what -storageDataPath of VictoriaLogs says",
+        )
+    return f"{backup.instance.data_path} is a VictoriaLogs data directory"
+
+
+def _service(target: Target) -> str:
+    target.service.check()
+    return f"{target.service.description} can be stopped and started"
+
+
+def _found(target: Target) -> str:
+    target.found = find_state(target)
+    return f"VictoriaLogs is {target.found.value}"
+
+
+def _found_for_restore(restore: Restore) -> str:
+    """The data may be lost, and with it the file that tells by its lock that a server runs."""
+    restore.found = restore.service.state()
+    if restore.found is ServiceState.STOPPED:
+        refuse_other_server(restore)
+    return f"VictoriaLogs is {restore.found.value}"
+
+
+def _room(restore: Restore) -> str:
+    needed = restore.manifest.bytes
+    free = restore.host.free_bytes(restore.data_directory)
+    if free < needed:
+        raise OperatorError(
+            f"the copy needs {human_bytes(needed)}, but the filesystem of "
+            f"{restore.instance.data_path} has {human_bytes(free)} free",
+            hint="the data there is kept until the restored data is proved: make room for both",
+        )
+    return f"{human_bytes(free)} free, {human_bytes(needed)} needed"
+
+
+def _owner(restore: Restore) -> str:
+    restore.owner = _needed_owner(restore)
+    return f"the restored files will belong to {restore.owner or 'the user that runs this'}"
+
+
+def _needed_owner(restore: Restore) -> Owner | None:
+    """Return who the restored files must belong to, None if that is the user that runs this.
+
+    In this order: `restore: owner:`, the owner of the data that is there, the user that the service
+    manager runs VictoriaLogs as, the owner of the data directory, that of the data which was backed
+    up. Raises OperatorError if we may not give files away and would have to.
+    """
+    host = restore.host
+    owner = (
+        _configured_owner(restore)
+        or host.owner(f"{restore.data_directory}/{PARTITIONS}")
+        or restore.service.owner()
+        or host.owner(restore.data_directory)
+        or (Owner(*restore.manifest.owner) if restore.manifest.owner else None)
+    )
+    user = host.effective_user()
+    if user == 0 or owner is None:
+        return owner
+    if owner.user != user:
+        raise OperatorError(
+            f"the restored files must belong to user {owner.user}, but user {user} runs this",
+            hint="run it as root or as that user",
+        )
+    return None
+
+
+def _configured_owner(restore: Restore) -> Owner | None:
+    configured = restore.instance.restore.owner
+    if configured is None:
+        return None
+    user, _, group = configured.partition(":")
+    owner = restore.host.user_ids(user, group)
+    if owner is None:
+        raise OperatorError(
+            f"{restore.host.name} does not know {configured}, which restore: owner: names"
+        )
+    return owner
+
+
+def _retention(restore: Restore) -> str:
+    """Find out what the server that runs now will delete at once, as older than its retention.
+
+    Raises OperatorError if nothing would be left of the copy.
+    """
+    partitions = restore.manifest.partitions
+    oldest = _oldest_kept(restore)
+    expired = [partition for partition in partitions if partition.name < oldest]
+    if not expired:
+        return "nothing in the copy is past -retentionPeriod"
+    rows = _rows(expired)
+    what = f"{len(expired)} of {len(partitions)} partitions ({rows} rows)"
+    if len(expired) == len(partitions):
+        raise OperatorError(
+            f"VictoriaLogs would delete all of the copy at once: {what} are before {oldest}, "
+            "the end of its -retentionPeriod",
+            hint="start VictoriaLogs with a longer -retentionPeriod first",
+        )
+    restore.expired_rows = rows
+    said = f"{what} are past -retentionPeriod: VictoriaLogs will delete them"
+    restore.reporter.warn(said)
+    return said
+
+
+def _oldest_kept(restore: Restore) -> str:
+    """Return the first partition that the running server keeps, empty if it does not say."""
+    if restore.client is None or restore.found is ServiceState.STOPPED:
+        return ""
+    try:
+        return flags.oldest_kept_day(restore.client.flag("retentionPeriod"))
+    except OperatorError:
+        # Being broken is a reason to restore it, not a reason not to.
+        return ""
+
+
+def _rows(partitions: list[Partition]) -> int:
+    return sum(partition.rows for partition in partitions)

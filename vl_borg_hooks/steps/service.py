@@ -1,0 +1,38 @@
+"""Stopping, starting and asking VictoriaLogs, through the service manager of the config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vl_borg_hooks.plugin import hookimpl
+from vl_borg_hooks.plugin.context import Target
+from vl_borg_hooks.services import ServiceFactory, command, systemd
+from vl_borg_hooks.victorialogs import lock
+
+
+@hookimpl
+def service_managers() -> Mapping[str, ServiceFactory]:
+    """`systemd` and `command`."""
+    return {"systemd": systemd.from_config, "command": command.from_config}
+
+
+@hookimpl
+def stop_service(target: Target) -> bool:
+    """Ask the service manager of the config."""
+    target.service.stop()
+    return True
+
+
+@hookimpl
+def start_service(target: Target) -> bool:
+    """Ask the service manager of the config."""
+    target.service.start()
+    return True
+
+
+@hookimpl
+def is_healthy(target: Target) -> bool:
+    """Ask `/health` if there is a `url`, else whether a server holds the data's lock."""
+    if target.client:
+        return target.client.is_healthy()
+    return lock.is_held(target.host, target.data_directory)

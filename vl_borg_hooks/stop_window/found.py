@@ -1,0 +1,65 @@
+"""In which state VictoriaLogs is: found by a run, and said in an error."""
+
+from __future__ import annotations
+
+import time
+
+from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.plugin.context import Target
+from vl_borg_hooks.services import ServiceState
+from vl_borg_hooks.victorialogs import lock
+
+# How long a server that was only just started may take until it holds its lock.
+COMES_UP_SECONDS = 2
+POLL_SECONDS = 0.001
+
+
+def find_state(target: Target) -> ServiceState:
+    """Return whether VictoriaLogs runs, by its service manager and by the lock, which must agree.
+
+    Raises OperatorError where they don't: stopping that service would not stop that server.
+    """
+    state = target.service.state()
+    if state is ServiceState.RUNNING and not _comes_up(target):
+        raise OperatorError(
+            f"{target.service.description} runs, but no process holds the lock of "
+            f"{target.data_directory} on {target.host.name}",
+            hint="is data_path what its -storageDataPath says?",
+        )
+    if state is ServiceState.STOPPED:
+        refuse_other_server(target)
+    return state
+
+
+def refuse_other_server(target: Target) -> None:
+    """Raise OperatorError if a server holds the lock though the service is stopped."""
+    if lock.is_held(target.host, target.data_directory):
+        raise OperatorError(
+            f"{target.service.description} is stopped, but a process holds the lock of "
+            f"{target.data_directory} on {target.host.name}",
+            hint="name under service: what really runs VictoriaLogs",
+        )
+
+
+def _comes_up(target: Target) -> bool:
+    """Say whether a server holds its lock; one that was only just started, within seconds."""
+    deadline = time.monotonic() + COMES_UP_SECONDS
+    while not lock.is_held(target.host, target.data_directory):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def describe_state(target: Target) -> str:
+    """Return in which state VictoriaLogs is now, for an error; never raises."""
+    try:
+        running = lock.is_held(target.host, target.data_directory)
+    except OperatorError:
+        return "the state of VictoriaLogs is unknown"
+    if running and target.stop_may_still_come:
+        return "VictoriaLogs is running, but was told to stop: see that it stays up"
+    if running:
+        return "VictoriaLogs is running"
+    as_found = " as it was found" if target.found is ServiceState.STOPPED else ""
+    return f"VictoriaLogs is stopped{as_found}"

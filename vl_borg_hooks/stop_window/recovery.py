@@ -1,0 +1,37 @@
+"""Recovery: VictoriaLogs and its data are brought back to what a killed run found."""
+
+from __future__ import annotations
+
+from vl_borg_hooks.plugin.context import Target
+from vl_borg_hooks.plugin.relay import Hooks
+from vl_borg_hooks.runs.records import Journal
+from vl_borg_hooks.stop_window import window
+from vl_borg_hooks.victorialogs.swap import Swap
+
+
+def recover(hooks: Hooks, target: Target) -> bool:
+    """Bring VictoriaLogs back to the state that a killed run found it in; say if there was one.
+
+    The caller holds the run lock, so the run that wrote the journal has ended.
+    """
+    journal = target.records.journal()
+    if journal is None:
+        Swap(target.host, target.data_directory).discard_leftovers()
+        return False
+    swap = Swap(target.host, target.data_directory, journal.replaced or ())
+    target.reporter.warn(f"a {journal.command} was killed: bringing VictoriaLogs back")
+    if journal.replaced is not None:
+        window.stop_again(target)
+        with window.locked(target):
+            swap.undo()
+            # Undone for good: to undo it again would take what a server makes from here on for
+            # the restore's.
+            target.records.note(Journal(journal.command, journal.found_running))
+    if journal.found_running:
+        window.bring_back(hooks, target)
+    else:
+        window.stop_again(target)
+    swap.clean_up()
+    window.clear_journal(target)
+    target.reporter.say(f"VictoriaLogs is {target.service.state().value} again, as it was found")
+    return True

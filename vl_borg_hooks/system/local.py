@@ -1,0 +1,242 @@
+"""This machine, by system calls."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.system import commands
+from vl_borg_hooks.system.hosts import FileLocked, Owner
+
+# How soon a lock that becomes free is taken: nothing tells of it, and VictoriaLogs waits meanwhile.
+LOCK_POLL_SECONDS = 0.0005
+
+
+@final
+class LocalTree:
+    """A directory of this machine, of which only that is read which is asked for."""
+
+    def __init__(self, root: str) -> None:
+        self.taken = time.time_ns()
+        self._root = root
+
+    def names(self, path: str) -> list[str]:
+        """Return the names in directory `path`."""
+        return os.listdir(f"{self._root}/{path}")
+
+    def modified(self, path: str) -> int:
+        """Return when `path` was last modified: nanoseconds since 1970."""
+        return os.stat(f"{self._root}/{path}").st_mtime_ns
+
+    def content(self, path: str) -> bytes:
+        """Return the content of file `path`."""
+        with open(f"{self._root}/{path}", "rb") as file:
+            return file.read()
+
+
+@dataclass(unsafe_hash=True)
+class LocalHost:
+    """This machine."""
+
+    name = "this machine"
+
+    def connected(self) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: we are there."""
+        return contextlib.nullcontext()
+
+    def check(self) -> None:
+        """Do nothing: all that is needed is Python's."""
+
+    def run(
+        self, argv: Sequence[str], *, ok: Collection[int] = (0,), timeout: float | None = None
+    ) -> commands.Completed:
+        """Run `argv`; raises CommandFailed."""
+        return commands.run(argv, ok=ok, timeout=timeout)
+
+    def has_command(self, name: str) -> bool:
+        """Tell whether a program called `name`, or at that path, can be run."""
+        return shutil.which(name) is not None
+
+    def transport(self) -> list[str]:
+        """Return nothing: we are there."""
+        return []
+
+    def rsync_location(self, path: str) -> str:
+        """Return `path` with the slash that means its content."""
+        return path.rstrip("/") + "/"
+
+    def local_path(self, path: str) -> Path | None:
+        """Return `path`."""
+        return Path(path)
+
+    def is_directory(self, path: str) -> bool:
+        """Tell whether `path` is a directory, not a link to one."""
+        return os.path.isdir(path) and not os.path.islink(path)
+
+    def entries(self, path: str) -> list[str]:
+        """Return the names in directory `path`; empty if there is none."""
+        try:
+            return os.listdir(path)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _file_error("read", path, error) from None
+
+    def tree(
+        self, root: str, *, depth: int, contents: Collection[str], without: Collection[str]
+    ) -> LocalTree:
+        """Return the directory `root`, which is read only as it is asked."""
+        return LocalTree(root)
+
+    @contextlib.contextmanager
+    def flock(self, path: str, wait: float = 0) -> Iterator[None]:
+        """Hold flock(2) LOCK_EX on file `path`, following no link; try for `wait` seconds."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise _file_error("open", path, error) from None
+        try:
+            deadline = time.monotonic() + wait
+            while not _locked(descriptor):
+                if time.monotonic() >= deadline:
+                    raise FileLocked(f"a process holds {path}")
+                time.sleep(LOCK_POLL_SECONDS)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def link_files(self, root: str, paths: Sequence[str], target: str) -> None:
+        """Make hard links to `paths`, relative to `root`, at the same places in `target`."""
+        for path in paths:
+            link = f"{target}/{path}"
+            try:
+                os.makedirs(os.path.dirname(link), 0o700, exist_ok=True)
+                _link(f"{root}/{path}", link)
+            except OSError as error:
+                raise _file_error("link", f"{root}/{path}", error) from None
+
+    def make_directory(self, path: str, mode: int) -> None:
+        """Create directory `path` and those of its parents that are missing."""
+        try:
+            os.makedirs(path, mode, exist_ok=True)
+        except OSError as error:
+            raise _file_error("create", path, error) from None
+
+    def make_file(self, path: str) -> None:
+        """Create an empty file `path`, readable by all, if there is nothing."""
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+        except OSError as error:
+            raise _file_error("create", path, error) from None
+
+    def rename(self, source: str, destination: str) -> None:
+        """Rename within one filesystem; `destination` must not exist."""
+        try:
+            if os.path.lexists(destination):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            os.rename(source, destination)
+        except OSError as error:
+            raise _file_error("rename", source, error) from None
+
+    def remove_tree(self, path: str) -> None:
+        """Remove `path` and all below it, following no link; no error if it is missing."""
+        try:
+            if self.is_directory(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _file_error("remove", path, error) from None
+
+    def sync(self, path: str) -> None:
+        """Wait until all that was written to the filesystem of `path` is on its disk."""
+        self.run(["sync", "--file-system", path])
+
+    def owner(self, path: str) -> Owner | None:
+        """Return who owns `path`, or None if it is missing."""
+        try:
+            status = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return Owner(status.st_uid, status.st_gid)
+
+    def set_owner(self, path: str, owner: Owner) -> None:
+        """Make `owner` the owner of `path` itself."""
+        if self.owner(path) == owner:
+            return
+        try:
+            os.lchown(path, owner.user, owner.group)
+        except OSError as error:
+            raise _file_error("set the owner of", path, error) from None
+
+    def user_ids(self, user: str, group: str) -> Owner | None:
+        """Return the ids of `user` and `group` (by name or number), None if unknown."""
+        import grp
+        import pwd
+
+        try:
+            entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+            user_id, group_id = entry.pw_uid, entry.pw_gid
+        except KeyError:
+            if not (user.isdigit() and group.isdigit()):
+                return None
+            user_id, group_id = int(user), int(group)
+        if group:
+            try:
+                group_id = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+            except KeyError:
+                return None
+        return Owner(user_id, group_id)
+
+    def effective_user(self) -> int:
+        """Return the user id that we run as."""
+        return os.geteuid()
+
+    def free_bytes(self, path: str) -> int:
+        """Return how many bytes may be written to the filesystem of `path`."""
+        status = os.statvfs(_nearest_existing(path))
+        return status.f_bavail * status.f_frsize
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock an open file if no other process has it locked; tell whether that is so."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _link(source: str, link: str) -> None:
+    """Link a file, or make a directory with links to all that is in that one."""
+    if not os.path.isdir(source) or os.path.islink(source):
+        os.link(source, link, follow_symlinks=False)
+        return
+    os.mkdir(link, 0o700)
+    with os.scandir(source) as entries:
+        for entry in entries:
+            _link(entry.path, f"{link}/{entry.name}")
+
+
+def _nearest_existing(path: str) -> Path:
+    """Return `path` or the nearest of its parents that exists."""
+    candidate = Path(path)
+    while not candidate.exists() and candidate != candidate.parent:
+        candidate = candidate.parent
+    return candidate
+
+
+def _file_error(action: str, path: str, error: OSError) -> OperatorError:
+    """Return the failure to `action` `path` as the operator reads it."""
+    return OperatorError(f"could not {action} {path}: {error.strerror}")

@@ -1,0 +1,26 @@
+"""The log: on stderr, which borgmatic puts in its own log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+logger = logging.getLogger("vl-borg-hooks")
+
+
+class _Formatter(logging.Formatter):
+    """Names the level of a warning; what an error is, its text says."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = "warning: " if record.levelno == logging.WARNING else ""
+        return f"{record.name}: {level}{super().format(record)}"
+
+
+def set_up(verbosity: int) -> None:
+    """Log errors from verbosity -1 on, information from 0 on, and every command from 2 on."""
+    levels = {-1: logging.ERROR, 0: logging.INFO, 1: logging.INFO}
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    logging.basicConfig(handlers=[handler], level=levels.get(verbosity, logging.DEBUG))
+    # sh logs every command that it starts as information; that is for debugging.
+    logging.getLogger("sh").setLevel(logging.DEBUG if verbosity > 1 else logging.WARNING)

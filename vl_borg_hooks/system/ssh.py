@@ -1,0 +1,313 @@
+"""Another machine, reached over ssh.
+
+sshd, a login shell, GNU's find, grep and coreutils, and flock(1) of util-linux are all that is used
+there; no Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shlex
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import final
+
+from vl_borg_hooks.errors import CommandFailed, OperatorError
+from vl_borg_hooks.system import commands
+from vl_borg_hooks.system.hosts import FileLocked, Owner
+
+# ssh(1), "EXIT STATUS": 255 if ssh itself failed, else the status of the remote command.
+SSH_FAILED = 255
+# flock(1) --conflict-exit-code: a value that neither it nor ssh uses for anything else.
+HELD_BY_ANOTHER = 99
+CONNECT_TIMEOUT = 10
+POLL_SECONDS = 0.01
+
+
+@final
+class SshTree:
+    """A directory of another machine, as `tree` has fetched it."""
+
+    # The times are of another machine's clock.
+    taken = 0
+
+    def __init__(self, root: str, printed: str) -> None:
+        """Take what find printed of `root`, and the grep that it started: pairs, ended by NULs.
+
+        Of find they are a relative path and a time, of grep an absolute path and the content.
+        """
+        self._names: dict[str, list[str]] = defaultdict(list)
+        self._modified: dict[str, int] = {}
+        self._contents: dict[str, list[str]] = defaultdict(list)
+        above = len(root.rstrip("/")) + 1
+        fields = iter(printed.split("\0"))
+        # zip would drop what is over, but all that is over is what follows the last NUL: nothing.
+        for path, value in zip(fields, fields, strict=False):
+            if path.startswith("/"):
+                # Content with NULs comes in pieces, each with its path.
+                self._contents[path[above:]].append(value)
+            else:
+                self._modified[path] = _nanoseconds(value)
+                parent, _, name = path.rpartition("/")
+                self._names[parent].append(name)
+
+    def names(self, path: str) -> list[str]:
+        """Return the names in directory `path`."""
+        if path:
+            self.modified(path)
+        return self._names.get(path, [])
+
+    def modified(self, path: str) -> int:
+        """Return when `path` was last modified: nanoseconds since 1970."""
+        try:
+            return self._modified[path]
+        except KeyError:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
+
+    def content(self, path: str) -> bytes:
+        """Return the content of file `path`."""
+        self.modified(path)
+        return "\0".join(self._contents.get(path, [])).encode("utf-8", "surrogateescape")
+
+
+@dataclass(unsafe_hash=True)
+class SshHost:
+    """Another machine, reached by ssh with a key and without questions."""
+
+    destination: str
+    ssh_command: tuple[str, ...] = ("ssh",)
+    # The socket of a connection that is kept open; empty if each command makes its own.
+    control_path: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        """How messages call that machine."""
+        return self.destination
+
+    def transport(self) -> list[str]:
+        """Return the ssh command with the options that keep it from asking or hanging."""
+        program, *options = self.ssh_command
+        shared = ["-o", f"ControlPath={self.control_path}", "-o", "ControlMaster=no"]
+        return [
+            program,
+            *(shared if self.control_path else ()),
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            f"ConnectTimeout={CONNECT_TIMEOUT}",
+            "-o",
+            "ServerAliveInterval=10",
+            "-o",
+            "ServerAliveCountMax=3",
+            *options,
+        ]
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """Keep one connection open, for all that is run in this block to go through at once.
+
+        If none can be made, each command makes its own, or says why it can't.
+        """
+        with tempfile.TemporaryDirectory(prefix="vl-borg-hooks-") as directory:
+            path = f"{directory}/ssh"
+            argv = [*self.transport(), "-M", "-N", "-S", path, "--", self._address]
+            with commands.beside(argv, dies_with_us=True) as master:
+                deadline = time.monotonic() + CONNECT_TIMEOUT
+                while master.poll() is None and time.monotonic() < deadline:
+                    if os.path.exists(path):
+                        self.control_path = path
+                        break
+                    time.sleep(POLL_SECONDS)
+                try:
+                    yield
+                finally:
+                    self.control_path = ""
+                    master.terminate()
+
+    def check(self) -> None:
+        """Raise OperatorError if the host can't be reached, or has no flock(1)."""
+        self.run(["flock", "--version"])
+
+    def argv(self, argv: Sequence[str]) -> list[str]:
+        """Return the local argument vector that runs `argv` there.
+
+        sshd hands what it gets to the user's login shell as one string, whatever we do; quoting
+        every argument makes that shell see exactly `argv`.
+        """
+        return [*self.transport(), "--", self._address, shlex.join(argv)]
+
+    @property
+    def _address(self) -> str:
+        """The destination for ssh, which unlike rsync wants an IPv6 address without brackets."""
+        user, at, host = self.destination.rpartition("@")
+        return f"{user}{at}{host.strip('[]')}"
+
+    def run(
+        self, argv: Sequence[str], *, ok: Collection[int] = (0,), timeout: float | None = None
+    ) -> commands.Completed:
+        """Run `argv` there; raises CommandFailed, which tells an unreachable host apart."""
+        completed = commands.run(self.argv(argv), ok=commands.ANY_STATUS, timeout=timeout)
+        if completed.exit_status == SSH_FAILED:
+            raise CommandFailed(
+                f"{self.destination} could not be reached over ssh: {completed.last_line}",
+                hint=f"try: {shlex.join([*self.ssh_command, self.destination, 'true'])}",
+            )
+        if completed.exit_status not in ok:
+            raise CommandFailed(
+                f"{shlex.join(argv)} failed on {self.destination}: {completed.last_line}"
+            )
+        return completed
+
+    def has_command(self, name: str) -> bool:
+        """Tell whether a program called `name`, or at that path, can be run there."""
+        # The login shell's own: POSIX has `command -v` in every shell.
+        return self.run(["command", "-v", name], ok=(0, 1, 127)).exit_status == 0
+
+    def rsync_location(self, path: str) -> str:
+        """Return `user@host:path/`; rsync's --secluded-args keeps the path from the shell there."""
+        return f"{self.destination}:{path.rstrip('/')}/"
+
+    def local_path(self, path: str) -> Path | None:
+        """Return None: nothing of that machine is on this one."""
+        return None
+
+    def _holds(self, *test: str) -> bool:
+        return self.run(["test", *test], ok=(0, 1)).exit_status == 0
+
+    def is_directory(self, path: str) -> bool:
+        """Tell whether `path` is a directory, not a link to one."""
+        return self._holds("-d", path) and not self._holds("-L", path)
+
+    def entries(self, path: str) -> list[str]:
+        """Return the names in directory `path`; empty if there is none."""
+        if not self._holds("-d", path):
+            return []
+        printed = self.run(["find", path, "-mindepth", "1", "-maxdepth", "1", "-printf", "%f\\0"])
+        return [name for name in printed.stdout.split("\0") if name]
+
+    def tree(
+        self, root: str, *, depth: int, contents: Collection[str], without: Collection[str]
+    ) -> SshTree:
+        """Fetch the directory `root` in one round trip.
+
+        find starts grep for many files at once, and what one prints never comes into the middle of
+        what the other does. An empty pattern has grep print each file whole, with its path.
+        """
+        printed = self.run(
+            [
+                *("find", root, "-mindepth", "1", "-maxdepth", str(depth)),
+                *(*_called(without), "-prune", "-o", "-printf", "%P\\0%T@\\0"),
+                *(*_called(contents), "-exec", "grep", "-azZH", "-e", "", "--", "{}", "+"),
+            ]
+        )
+        return SshTree(root, printed.stdout)
+
+    @contextlib.contextmanager
+    def flock(self, path: str, wait: float = 0) -> Iterator[None]:
+        """Hold flock(2) LOCK_EX on file `path`, with flock(1), for as long as its stdin is open.
+
+        `cat` starts only once flock has the lock, so what we write comes back as soon as it is
+        held; when we end, however we end, ssh closes its stdin, `cat` ends and the lock is free.
+        flock(1) makes a file that is missing.
+        """
+        argv = ["flock", "--exclusive", "--conflict-exit-code", str(HELD_BY_ANOTHER)]
+        argv += ["--timeout", f"{wait:g}"] if wait else ["--nonblock"]
+        with commands.beside(self.argv([*argv, path, "cat"]), talks=True) as holder:
+            if holder.stdin is None or holder.stdout is None or holder.stderr is None:
+                raise AssertionError("one that talks has all three streams")
+            try:
+                with contextlib.suppress(BrokenPipeError):
+                    holder.stdin.write("held\n")
+                    holder.stdin.flush()
+                if not holder.stdout.readline():
+                    reason = holder.stderr.read().strip()
+                    if holder.wait() == HELD_BY_ANOTHER:
+                        raise FileLocked(f"a process on {self.name} holds {path}")
+                    raise OperatorError(f"could not lock {path} on {self.name}: {reason}")
+                yield
+                if holder.poll() is not None:
+                    raise OperatorError(f"the connection to {self.name} that held {path} was lost")
+            finally:
+                with contextlib.suppress(BrokenPipeError):
+                    holder.stdin.close()
+
+    def link_files(self, root: str, paths: Sequence[str], target: str) -> None:
+        """Make hard links to `paths`, relative to `root`, at the same places in `target`."""
+        if paths:
+            argv = ["env", "-C", root, "cp", "--archive", "--link", "--parents"]
+            self.run([*argv, f"--target-directory={target}", "--", *paths])
+
+    def make_directory(self, path: str, mode: int) -> None:
+        """Create directory `path` and those of its parents that are missing."""
+        if not self._holds("-d", path):
+            self.run(["mkdir", "-p", "-m", f"{mode:o}", "--", path])
+
+    def make_file(self, path: str) -> None:
+        """Create an empty file `path`, readable by all, if there is nothing."""
+        if not self._holds("-e", path):
+            self.run(["touch", "--", path])
+
+    def rename(self, source: str, destination: str) -> None:
+        """Rename within one filesystem; `destination` must not exist."""
+        if self._holds("-e", destination) or self._holds("-L", destination):
+            raise OperatorError(f"{destination} exists on {self.name}")
+        self.run(["mv", "-T", "--", source, destination])
+
+    def remove_tree(self, path: str) -> None:
+        """Remove `path` and all below it, following no link; no error if it is missing."""
+        self.run(["rm", "-rf", "--", path])
+
+    def sync(self, path: str) -> None:
+        """Wait until all that was written to the filesystem of `path` is on its disk."""
+        self.run(["sync", "--file-system", path])
+
+    def owner(self, path: str) -> Owner | None:
+        """Return who owns `path`, or None if it is missing."""
+        printed = self.run(["stat", "-c", "%u %g", "--", path], ok=(0, 1))
+        numbers = printed.stdout.split()
+        return Owner(int(numbers[0]), int(numbers[1])) if len(numbers) == 2 else None
+
+    def set_owner(self, path: str, owner: Owner) -> None:
+        """Make `owner` the owner of `path` itself."""
+        if self.owner(path) != owner:
+            self.run(["chown", "-h", "--", str(owner), path])
+
+    def user_ids(self, user: str, group: str) -> Owner | None:
+        """Return the ids of `user` and `group` (by name or number), None if unknown there."""
+        if user.isdigit() and group.isdigit():
+            return Owner(int(user), int(group))
+        entry = self.run(["getent", "passwd", user], ok=(0, 2)).stdout.split(":")
+        if len(entry) < 4:
+            return None
+        if not group:
+            return Owner(int(entry[2]), int(entry[3]))
+        group_entry = self.run(["getent", "group", group], ok=(0, 2)).stdout.split(":")
+        return Owner(int(entry[2]), int(group_entry[2])) if len(group_entry) > 2 else None
+
+    def effective_user(self) -> int:
+        """Return the user id that commands run as there."""
+        return int(self.run(["id", "-u"]).stdout)
+
+    def free_bytes(self, path: str) -> int:
+        """Return how many bytes may be written to the filesystem of `path`."""
+        while path != "/" and not self._holds("-e", path):
+            path = os.path.dirname(path)
+        printed = self.run(["df", "--output=avail", "--block-size=1", "--", path])
+        return int(printed.stdout.split()[-1])
+
+
+def _called(names: Iterable[str]) -> list[str]:
+    """Return the find(1) expression that holds for what is called one of `names`."""
+    return ["(", "-false", *(word for name in names for word in ("-o", "-name", name)), ")"]
+
+
+def _nanoseconds(text: str) -> int:
+    """Return a time as find prints it, all of it: it is compared with one that the kernel told."""
+    seconds, _, fraction = text.partition(".")
+    return int(seconds) * 1_000_000_000 + int(fraction[:9].ljust(9, "0"))
