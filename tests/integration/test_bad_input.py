@@ -12,17 +12,15 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import final
 
-import psutil
 import pytest
 
 from tests.parts.disk import SmallDisk
+from tests.parts.locking_site import LockingSite, guards, the_line
 from tests.parts.waiting import wait_until
 from tests.support import (
-    LockingServer,
     command_line,
     make_copy,
     make_data,
@@ -34,94 +32,8 @@ from tests.support import (
     write_config,
 )
 from vl_borg_hooks.staging.copy import StagingCopy
-from vl_borg_hooks.staging.verify import verify
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@final
-class Site:
-    """A server with its data, a config for it, and a staging path."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.data = make_data(root / "data")
-        self.staging = StagingCopy(root / "staging")
-        self.server = LockingServer(self.data)
-        self.fields: dict[str, object] = {
-            "name": "default",
-            "data_path": str(self.data),
-            "staging_path": str(self.staging.path),
-            "service": self.server.service,
-            "stop_timeout": 10,
-            "start_timeout": 10,
-            # The one whose final pass VictoriaLogs has to wait for: more can go wrong there.
-            "final_pass": "stopped",
-        }
-        self.config = root / "config.yaml"
-        self.runs: list[subprocess.Popen[str]] = []
-        self.configure()
-
-    def configure(self, **changes: object) -> None:
-        """Write the config, with `changes`."""
-        self.fields.update(changes)
-        write_config(self.config, [self.fields], state_path=str(self.root / "state"))
-
-    def command(
-        self, *arguments: str | Path, environment: Mapping[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        """Run our command line with this config, quiet but for errors."""
-        return run_command_line(
-            *("--config", self.config, "--verbosity", "-1", *arguments), environment=environment
-        )
-
-    def content(self) -> dict[str, tuple[str, object]]:
-        """The data, without what only locks."""
-        return {path: what for path, what in tree(self.data).items() if path != "flock.lock"}
-
-    @property
-    def published(self) -> bool:
-        """Whether Borg would archive the staging copy."""
-        return self.staging.manifest_path.exists()
-
-    def backs_up(self) -> None:
-        """Make a backup; AssertionError where it fails or is not sound."""
-        done = self.command("before-create")
-        assert (done.returncode, done.stderr) == (0, "")
-        assert verify(self.staging).problems == []
-        assert tree(self.staging.data) == self.content()
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path)
-    with site.server:
-        site.server.start()
-        yield site
-        for run in site.runs:
-            run.kill()
-            run.communicate()
-        # The guard of a run may still be about: it ends by itself.
-        wait_until(lambda: not guards(site.config), 20, "the end of the guards")
-
-
-def guards(config: Path) -> list[psutil.Process]:
-    """Return the processes of ours that still run with `config`."""
-    return [
-        process
-        for process in psutil.process_iter(["cmdline", "status"])
-        if str(config) in (process.info["cmdline"] or [])
-        and process.info["status"] != psutil.STATUS_ZOMBIE
-    ]
-
-
-def the_line(done: subprocess.CompletedProcess[str], status: int = 1) -> str:
-    """Return the one line that a command which failed as expected has said."""
-    assert done.returncode == status, done.stderr
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("vl-borg-hooks: ")
-    return done.stderr
 
 
 RSYNC = """\
@@ -134,7 +46,7 @@ exec {real} "$@"
 """
 
 
-def final_pass_does(site: Site, script: str) -> Mapping[str, str]:
+def final_pass_does(site: LockingSite, script: str) -> Mapping[str, str]:
     """Return an environment in which an rsync in the stop window runs `script` first.
 
     Where there is none, since the server is found stopped, a file of that name says so.
@@ -151,7 +63,7 @@ def final_pass_does(site: Site, script: str) -> Mapping[str, str]:
 class BlockedRun:
     """A before-create that stands still in its final pass."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: LockingSite) -> None:
         self.site = site
         self.gate = site.root / "gate"
         os.mkfifo(self.gate)
@@ -177,63 +89,63 @@ class BlockedRun:
 # What is wrong before anything was touched: server, data and staging copy are left as they are.
 
 
-def no_config(site: Site) -> None:
+def no_config(site: LockingSite) -> None:
     site.config.unlink()
 
 
-def open_config(site: Site) -> None:
+def open_config(site: LockingSite) -> None:
     site.config.chmod(0o666)
 
 
-def no_data(site: Site) -> None:
+def no_data(site: LockingSite) -> None:
     (site.root / "empty").mkdir()
     site.configure(data_path=str(site.root / "empty"))
 
 
-def missing_data(site: Site) -> None:
+def missing_data(site: LockingSite) -> None:
     site.configure(data_path=str(site.root / "nothing"))
 
 
-def data_is_a_file(site: Site) -> None:
+def data_is_a_file(site: LockingSite) -> None:
     (site.root / "file").touch()
     site.configure(data_path=str(site.root / "file"))
 
 
-def command(site: Site, **changes: list[str]) -> None:
+def command(site: LockingSite, **changes: list[str]) -> None:
     commands = {action: site.server.argv(action) for action in ("stop", "start", "status")}
     site.configure(service={"command": {**commands, **changes}})
 
 
-def unreachable(site: Site) -> None:
+def unreachable(site: LockingSite) -> None:
     ssh = ["ssh", "-F", "/dev/null", "-p", "1"]
     site.configure(data_path="127.0.0.1:/srv/data", ssh_command=ssh)
 
 
-def staging_open(site: Site) -> None:
+def staging_open(site: LockingSite) -> None:
     site.staging.path.chmod(0o777)
 
 
-def staging_is_a_file(site: Site) -> None:
+def staging_is_a_file(site: LockingSite) -> None:
     shutil.rmtree(site.staging.path)
     site.staging.path.touch()
 
 
-def state_open(site: Site) -> None:
+def state_open(site: LockingSite) -> None:
     (site.root / "state").chmod(0o777)
 
 
-def bad_journal(site: Site) -> None:
+def bad_journal(site: LockingSite) -> None:
     (site.root / "state/default/journal.json").write_bytes(b"\0\0\0")
 
 
-def no_program(site: Site) -> None:
+def no_program(site: LockingSite) -> None:
     program = site.root / "program"
     program.write_text("no interpreter line")
     program.chmod(0o755)
     command(site, status=[str(program)])
 
 
-BEFORE: dict[str, tuple[Callable[[Site], object], str]] = {
+BEFORE: dict[str, tuple[Callable[[LockingSite], object], str]] = {
     "no config": (no_config, "there is no config file"),
     "a config that others can write": (open_config, "can be written by others"),
     "no VictoriaLogs data": (no_data, "is not a VictoriaLogs data directory"),
@@ -278,7 +190,7 @@ BEFORE: dict[str, tuple[Callable[[Site], object], str]] = {
 
 
 @pytest.mark.parametrize("reason", BEFORE)
-def test_what_is_wrong_is_said_before_anything_is_touched(site: Site, reason: str) -> None:
+def test_what_is_wrong_is_said_before_anything_is_touched(site: LockingSite, reason: str) -> None:
     site.backs_up()
     site.command("after-create")
     cause, expected = BEFORE[reason]
@@ -291,12 +203,12 @@ def test_what_is_wrong_is_said_before_anything_is_touched(site: Site, reason: st
     assert tree(site.staging.path) == copy
 
 
-def test_an_unknown_instance_names_those_there_are(site: Site) -> None:
+def test_an_unknown_instance_names_those_there_are(site: LockingSite) -> None:
     said = the_line(site.command("--instance", "other", "before-create"))
     assert "has no instance 'other'; it has: default" in said
 
 
-def test_a_missing_rsync_is_said_before_anything_is_touched(site: Site) -> None:
+def test_a_missing_rsync_is_said_before_anything_is_touched(site: LockingSite) -> None:
     (site.root / "empty").mkdir()
     pid = site.server.pid
     said = the_line(site.command("before-create", environment={"PATH": f"{site.root}/empty"}))
@@ -310,7 +222,7 @@ def test_a_missing_rsync_is_said_before_anything_is_touched(site: Site) -> None:
     ids=["open", "a file"],
 )
 def test_a_staging_path_that_can_not_be_used_is_said(
-    site: Site, cause: Callable[[Site], object], expected: str
+    site: LockingSite, cause: Callable[[LockingSite], object], expected: str
 ) -> None:
     site.backs_up()
     cause(site)
@@ -320,7 +232,7 @@ def test_a_staging_path_that_can_not_be_used_is_said(
     assert site.server.pid == pid
 
 
-def test_a_stop_command_that_fails_leaves_the_server_running(site: Site) -> None:
+def test_a_stop_command_that_fails_leaves_the_server_running(site: LockingSite) -> None:
     command(site, stop=["sh", "-c", "echo no way >&2; exit 1"])
     pid = site.server.pid
     said = the_line(site.command("before-create"))
@@ -329,7 +241,7 @@ def test_a_stop_command_that_fails_leaves_the_server_running(site: Site) -> None
     assert not site.published
 
 
-def test_a_server_that_does_not_stop_in_time_is_left_running(site: Site) -> None:
+def test_a_server_that_does_not_stop_in_time_is_left_running(site: LockingSite) -> None:
     command(site, stop=["true"])
     site.configure(stop_timeout=0.5, start_timeout=0.5)
     pid = site.server.pid
@@ -339,7 +251,7 @@ def test_a_server_that_does_not_stop_in_time_is_left_running(site: Site) -> None
     assert not site.published
 
 
-def test_a_server_that_does_not_come_back_is_the_loudest_error_there_is(site: Site) -> None:
+def test_a_server_that_does_not_come_back_is_the_loudest_error_there_is(site: LockingSite) -> None:
     command(site, start=["sh", "-c", "echo out of luck >&2; exit 1"])
     site.configure(start_timeout=0.5)
     said = the_line(site.command("before-create"))
@@ -352,7 +264,9 @@ def test_a_server_that_does_not_come_back_is_the_loudest_error_there_is(site: Si
     assert site.server.running
 
 
-def test_a_staging_filesystem_without_room_is_said_and_nothing_is_published(site: Site) -> None:
+def test_a_staging_filesystem_without_room_is_said_and_nothing_is_published(
+    site: LockingSite,
+) -> None:
     if reason := SmallDisk.why_not():
         pytest.skip(reason)
     site.backs_up()
@@ -373,7 +287,7 @@ def test_a_staging_filesystem_without_room_is_said_and_nothing_is_published(site
 
 
 def test_a_staging_filesystem_that_is_full_in_the_final_pass_leaves_the_server_running(
-    site: Site,
+    site: LockingSite,
 ) -> None:
     if reason := SmallDisk.why_not():
         pytest.skip(reason)
@@ -394,7 +308,7 @@ def test_a_staging_filesystem_that_is_full_in_the_final_pass_leaves_the_server_r
     site.backs_up()
 
 
-def test_files_that_vanish_in_the_final_pass_are_an_error(site: Site) -> None:
+def test_files_that_vanish_in_the_final_pass_are_an_error(site: LockingSite) -> None:
     site.backs_up()
     complaint = "echo 'file has vanished: x' >&2; exit 24"
     environment = final_pass_does(site, complaint)
@@ -404,7 +318,7 @@ def test_files_that_vanish_in_the_final_pass_are_an_error(site: Site) -> None:
     assert site.server.running
 
 
-def test_a_final_pass_longer_than_max_downtime_is_given_up(site: Site) -> None:
+def test_a_final_pass_longer_than_max_downtime_is_given_up(site: LockingSite) -> None:
     site.configure(max_downtime=1)
     environment = final_pass_does(site, "exec sleep 50")
     started = time.monotonic()
@@ -416,7 +330,7 @@ def test_a_final_pass_longer_than_max_downtime_is_given_up(site: Site) -> None:
     assert site.server.running
 
 
-def test_a_copy_that_is_not_consistent_is_not_published(site: Site) -> None:
+def test_a_copy_that_is_not_consistent_is_not_published(site: LockingSite) -> None:
     site.backs_up()
     part = next((site.data / "partitions/20261121/datadb").glob("18A*"))
     os.truncate(part / "index.bin", 1)
@@ -427,7 +341,7 @@ def test_a_copy_that_is_not_consistent_is_not_published(site: Site) -> None:
     assert site.server.running
 
 
-def test_a_server_that_was_found_stopped_stays_stopped_and_is_backed_up(site: Site) -> None:
+def test_a_server_that_was_found_stopped_stays_stopped_and_is_backed_up(site: LockingSite) -> None:
     site.server.stop()
     site.backs_up()
     assert not site.server.running
@@ -436,14 +350,14 @@ def test_a_server_that_was_found_stopped_stays_stopped_and_is_backed_up(site: Si
     assert not site.server.running
 
 
-def test_a_staging_copy_of_ours_is_sound_for_verify_too(site: Site) -> None:
+def test_a_staging_copy_of_ours_is_sound_for_verify_too(site: LockingSite) -> None:
     # On one filesystem it shares its files with the data, as hard links.
     site.backs_up()
     checked = run_command_line("verify", site.staging.path)
     assert (checked.returncode, checked.stderr) == (0, ""), checked.stdout
 
 
-def test_a_dry_run_changes_nothing(site: Site) -> None:
+def test_a_dry_run_changes_nothing(site: LockingSite) -> None:
     pid, before = site.server.pid, site.content()
     done = site.command("--dry-run", "before-create")
     assert (done.returncode, done.stderr) == (0, "")
@@ -455,7 +369,7 @@ def test_a_dry_run_changes_nothing(site: Site) -> None:
 # Two at once, and runs that are killed.
 
 
-def test_a_second_run_is_refused_softly_and_told_who_holds_the_first(site: Site) -> None:
+def test_a_second_run_is_refused_softly_and_told_who_holds_the_first(site: LockingSite) -> None:
     blocked = BlockedRun(site)
     said = the_line(site.command("before-create"), status=75)
     assert f"another run holds this instance: before-create (pid {blocked.process.pid}, " in said
@@ -471,7 +385,7 @@ def test_a_second_run_is_refused_softly_and_told_who_holds_the_first(site: Site)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_a_run_that_is_ended_in_the_final_pass_leaves_the_server_running(
-    site: Site, number: signal.Signals
+    site: LockingSite, number: signal.Signals
 ) -> None:
     before = site.content()
     # There is a copy of an earlier run, that must not be archived any more.
@@ -498,7 +412,7 @@ def test_a_run_that_is_ended_in_the_final_pass_leaves_the_server_running(
 
 
 def test_a_server_that_was_found_stopped_stays_stopped_though_the_run_is_killed(
-    site: Site,
+    site: LockingSite,
 ) -> None:
     site.server.stop()
     (site.root / "found-stopped").touch()
@@ -517,7 +431,9 @@ def test_a_server_that_was_found_stopped_stays_stopped_though_the_run_is_killed(
     site.backs_up()
 
 
-def test_whatever_happens_to_a_staging_copy_on_another_filesystem_is_mended(site: Site) -> None:
+def test_whatever_happens_to_a_staging_copy_on_another_filesystem_is_mended(
+    site: LockingSite,
+) -> None:
     """What has not changed since the last backup is not looked at again: what has, is."""
     if reason := SmallDisk.why_not():
         pytest.fail(reason)
@@ -548,7 +464,7 @@ DAY_SECONDS = 24 * 3600
 
 
 @pytest.mark.parametrize("ago", [8 * DAY_SECONDS, -DAY_SECONDS])
-def test_all_of_a_copy_is_compared_with_the_data_once_a_week(site: Site, ago: int) -> None:
+def test_all_of_a_copy_is_compared_with_the_data_once_a_week(site: LockingSite, ago: int) -> None:
     """In between only what is new is copied: VictoriaLogs replaces no file of a part."""
     site.backs_up()
     before, index = site.content(), "partitions/20261121/datadb/18A0000000000000/index.bin"
@@ -568,7 +484,7 @@ def test_all_of_a_copy_is_compared_with_the_data_once_a_week(site: Site, ago: in
     site.backs_up()
 
 
-def test_recovering_where_there_is_nothing_to_recover_changes_nothing(site: Site) -> None:
+def test_recovering_where_there_is_nothing_to_recover_changes_nothing(site: LockingSite) -> None:
     pid, before = site.server.pid, site.content()
     assert site.command("recover").returncode == 0
     assert (site.server.running, site.server.pid) == (True, pid)
@@ -578,32 +494,32 @@ def test_recovering_where_there_is_nothing_to_recover_changes_nothing(site: Site
 # Restores that must not be.
 
 
-def no_copy(site: Site, copy: StagingCopy) -> None:
+def no_copy(site: LockingSite, copy: StagingCopy) -> None:
     shutil.rmtree(copy.path)
     make_data(copy.path)
 
 
-def of_another(site: Site, copy: StagingCopy) -> None:
+def of_another(site: LockingSite, copy: StagingCopy) -> None:
     fields = json.loads(copy.manifest_path.read_bytes()) | {"instance": "other"}
     copy.manifest_path.write_text(json.dumps(fields))
 
 
-def two_of_one(site: Site, copy: StagingCopy) -> None:
+def two_of_one(site: LockingSite, copy: StagingCopy) -> None:
     shutil.copytree(copy.path, copy.path / "inner" / "a")
     shutil.copytree(copy.path / "inner" / "a", copy.path / "inner" / "b")
     copy.manifest_path.unlink()
 
 
-def damaged(site: Site, copy: StagingCopy) -> None:
+def damaged(site: LockingSite, copy: StagingCopy) -> None:
     path = next(copy.data.rglob("index.bin"))
     os.truncate(path, 3)
 
 
-def with_a_link(site: Site, copy: StagingCopy) -> None:
+def with_a_link(site: LockingSite, copy: StagingCopy) -> None:
     (copy.data / "partitions/20261121/datadb/link").symlink_to("/etc")
 
 
-RESTORES: dict[str, tuple[Callable[[Site, StagingCopy], object], str]] = {
+RESTORES: dict[str, tuple[Callable[[LockingSite, StagingCopy], object], str]] = {
     "missing": (lambda site, copy: shutil.rmtree(copy.path), "No such file or directory"),
     "no copy": (no_copy, "holds no staging copy"),
     "another instance's": (of_another, "holds copies of other, none of default"),
@@ -617,7 +533,7 @@ RESTORES: dict[str, tuple[Callable[[Site, StagingCopy], object], str]] = {
 @pytest.mark.parametrize("reason", RESTORES)
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
 def test_a_restore_that_must_not_be_touches_nothing(
-    site: Site, reason: str, *, running: bool
+    site: LockingSite, reason: str, *, running: bool
 ) -> None:
     copy = make_copy(site.root / "extracted")
     cause, expected = RESTORES[reason]
@@ -631,14 +547,14 @@ def test_a_restore_that_must_not_be_touches_nothing(
     assert tree(site.data) == before
 
 
-def configure_two(site: Site) -> None:
+def configure_two(site: LockingSite) -> None:
     """Make a second instance known, of whose data nothing was ever extracted."""
     paths = {key: f"{site.fields[key]}-other" for key in ("data_path", "staging_path")}
     instances = [site.fields, {**site.fields, "name": "other", **paths}]
     write_config(site.config, instances, state_path=str(site.root / "state"))
 
 
-def test_an_instance_that_was_asked_for_and_has_no_copy_is_an_error(site: Site) -> None:
+def test_an_instance_that_was_asked_for_and_has_no_copy_is_an_error(site: LockingSite) -> None:
     copy = make_copy(site.root / "extracted")
     configure_two(site)
     before = tree(site.data)
@@ -653,7 +569,7 @@ def test_an_instance_that_was_asked_for_and_has_no_copy_is_an_error(site: Site) 
 
 
 @pytest.mark.parametrize("name", ["plain", "with space", "new\nline", os.fsdecode(b"no utf8 \xff")])
-def test_a_copy_is_restored_from_wherever_it_is(site: Site, name: str) -> None:
+def test_a_copy_is_restored_from_wherever_it_is(site: LockingSite, name: str) -> None:
     copy = make_copy(site.root / name / "var/lib/vl-borg-hooks/default")
     (site.data / "partitions/20261121/datadb/old").mkdir()
     done = site.command("restore", "--from", site.root / name)
@@ -662,7 +578,7 @@ def test_a_copy_is_restored_from_wherever_it_is(site: Site, name: str) -> None:
     assert site.server.running
 
 
-def test_a_restored_server_that_does_not_come_up_gets_its_data_back(site: Site) -> None:
+def test_a_restored_server_that_does_not_come_up_gets_its_data_back(site: LockingSite) -> None:
     copy = make_copy(site.root / "extracted")
     (copy.data / "refuses").mkdir()
     publish(copy)
@@ -679,7 +595,7 @@ def test_a_restored_server_that_does_not_come_up_gets_its_data_back(site: Site) 
     assert site.content() == before
 
 
-def test_a_restore_onto_a_filesystem_without_room_touches_nothing(site: Site) -> None:
+def test_a_restore_onto_a_filesystem_without_room_touches_nothing(site: LockingSite) -> None:
     if reason := SmallDisk.why_not():
         pytest.skip(reason)
     copy = make_copy(site.root / "extracted")

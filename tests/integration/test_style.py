@@ -44,6 +44,14 @@ def test_nothing_is_to_be_complained_about(arguments: tuple[str, ...]) -> None:
     run("-m", *arguments)
 
 
+def test_no_import_goes_up_and_none_in_a_circle() -> None:
+    """The rooms and their order are in pyproject.toml."""
+    said = run(
+        "-c", "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"
+    )
+    assert "2 kept, 0 broken" in said
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the sdist and the wheel that was built from it."""

@@ -84,6 +84,7 @@ def test_every_option_that_is_left_out_has_its_default(write: Write) -> None:
                 "restore": {"on_extract": False, "owner": None},
             }
         ],
+        "plugins": {},
         "state_path": None,
     }
 
