@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.parts.docker import Docker
+from tests.parts.left_behind import MARK, left_behind
 from tests.parts.sshd import Sshd
 from tests.parts.systemd import Systemd
+from tests.parts.waiting import wait_until
 from tests.setup.victoria_logs import Found, Unusable, find, warning
 
 
@@ -19,6 +22,18 @@ from tests.setup.victoria_logs import Found, Unusable, find, warning
 def _programs_of_this_environment_first() -> None:
     """Have tests find the borg, borgmatic and vl-borg-hooks that are installed beside pytest."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail the last test if processes, mounts or loop devices outlive it."""
+    directory = tmp_path_factory.getbasetemp()
+    mark = os.environ[MARK] = str(directory)
+    yield
+    # What ends by itself, such as a guard, is given the time.
+    with contextlib.suppress(TimeoutError):
+        wait_until(lambda: not left_behind(mark, directory), 30, "nothing is left")
+    assert left_behind(mark, directory) == []
 
 
 @pytest.fixture(scope="session")

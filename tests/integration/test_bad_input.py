@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from tests.support import (
     command_line,
     make_copy,
     make_data,
+    make_part,
     make_partition,
     publish,
     run_command_line,
@@ -161,10 +163,10 @@ BEFORE: dict[str, tuple[Callable[[LockingSite], object], str]] = {
         lambda site: command(site, start=["/no/such/command"]),
         "the command /no/such/command was not found",
     ),
-    "a command that can't be executed": (no_program, "/program"),
+    "a command that can't be executed": (no_program, "/program could not be started: "),
     "a status that tells nothing": (
         lambda site: command(site, status=["sh", "-c", "echo who knows >&2; exit 4"]),
-        "who knows",
+        "failed: who knows; VictoriaLogs is running",
     ),
     "stopped by its service, but running": (
         lambda site: command(site, status=["false"]),
@@ -180,7 +182,10 @@ BEFORE: dict[str, tuple[Callable[[LockingSite], object], str]] = {
         "is not a service manager; there are: ",
     ),
     "a state directory that others can write": (state_open, "can be written by others"),
-    "a journal that makes no sense": (bad_journal, "journal.json"),
+    "a journal that makes no sense": (
+        bad_journal,
+        "journal.json: is no valid JSON; VictoriaLogs is running",
+    ),
 }
 
 
@@ -213,7 +218,7 @@ def test_a_missing_rsync_is_said_before_anything_is_touched(site: LockingSite) -
 
 @pytest.mark.parametrize(
     ("cause", "expected"),
-    [(staging_open, "can be written by others"), (staging_is_a_file, "could not ")],
+    [(staging_open, "can be written by others"), (staging_is_a_file, "/staging: File exists")],
     ids=["open", "a file"],
 )
 def test_a_staging_path_that_can_not_be_used_is_said(
@@ -266,12 +271,16 @@ def test_a_staging_filesystem_without_room_is_said_and_nothing_is_published(
         pytest.skip(reason)
     site.backs_up()
     shutil.rmtree(site.staging.path)
-    (site.data / "partitions/20261121/datadb/large").write_bytes(bytes(4 << 20))
+    table = site.data / "partitions/20261121/datadb"
+    make_part(table / "large", rows=40_000, day=20261121)
+    (table / "parts.json").write_text(json.dumps([path.name for path in table.glob("*/")]))
     before, pid = site.content(), site.server.pid
-    with SmallDisk(site.staging.path, 1 << 20) as disk:
+    # There is room for what is to be left free, but not for the copy as well.
+    with SmallDisk(site.staging.path, 66_000_000) as disk:
         disk.path.chmod(0o700)
         said = the_line(site.command("before-create"))
-        assert "No space left on device" in said or "room" in said or "free" in said
+        assert re.search(r"the staging copy needs 5\.\d MB more and 64\.0 MB in reserve", said)
+        assert f"{site.staging.path} has 66.0 MB free; VictoriaLogs is running" in said
         assert not site.published
     assert (site.server.running, site.server.pid) == (True, pid)
     assert site.content() == before
@@ -598,6 +607,6 @@ def test_a_restore_onto_a_filesystem_without_room_touches_nothing(site: LockingS
         shutil.copytree(site.data, disk.path / "data")
         before = tree(disk.path)
         said = the_line(site.command("restore", "--from", copy.path))
-        assert "the copy needs 4." in said
-        assert "free; " in said
+        assert re.search(r"the copy needs 4\.\d MB, but .* has \d+\.\d kB free; ", said)
+        assert "VictoriaLogs is stopped as it was found" in said
         assert tree(disk.path) == before

@@ -127,7 +127,7 @@ def test_a_limit_is_exact_and_costs_no_time() -> None:
 def test_a_command_that_does_not_end_when_told_keeps_nobody_waiting() -> None:
     started = time.monotonic()
     with pytest.raises(CommandFailed, match="took longer than"):
-        commands.run(["sh", "-c", "trap '' TERM; sleep 20"], timeout=0.3)
+        commands.run(["sh", "-c", "trap '' TERM; exec sleep 20"], timeout=0.3)
     assert time.monotonic() - started < 15
 
 
@@ -220,11 +220,14 @@ def test_what_runs_beside_us_can_be_talked_to() -> None:
 @pytest.mark.timeout(30)
 def test_what_outlives_us_has_a_session_a_directory_and_variables_of_its_own() -> None:
     with commands.beside(["sleep", "60"], outlives_us=True, environment={"OURS": "x y"}) as guard:
-        process = psutil.Process(guard.pid)
-        wait_until(lambda: process.name() == "sleep", 10, "the command")
-        assert os.getsid(guard.pid) == guard.pid
-        assert process.cwd() == "/"
-        environment = process.environ()
-        assert environment["OURS"] == "x y"
-        assert environment["PATH"] == os.environ["PATH"]
-        guard.kill()
+        try:
+            process = psutil.Process(guard.pid)
+            # The last that the kernel makes of a new program: it has its name before.
+            environment = wait_until(process.environ, 10, "the command")
+            wait_until(lambda: process.name() == "sleep", 10, "the command's name")
+            assert os.getsid(guard.pid) == guard.pid
+            assert process.cwd() == "/"
+            assert environment["OURS"] == "x y"
+            assert environment["PATH"] == os.environ["PATH"]
+        finally:
+            guard.kill()

@@ -117,7 +117,7 @@ def test_every_option_that_is_given_counts(write: Write) -> None:
     assert instance.restore.on_extract
     assert instance.restore.owner == "a:b"
     assert instance.data_directory == "/srv/data/x"
-    assert instance.host == LocalHost() or isinstance(instance.host, LocalHost)
+    assert isinstance(instance.host, LocalHost)
 
 
 SECOND = """
@@ -160,13 +160,13 @@ def second(data: str = "/srv/data2", staging: str = "/srv/staging2", name: str =
         (text(name=None), ["2: instances[0].name: is missing"]),
         (text(service=None), ["2: instances[0].service: is missing"]),
         ("state_path: /x\n", ["instances: is missing"]),
-        ("instances: []\n", ["1: instances: "]),
-        ("", ["should be "]),
-        ("# nothing\n", ["should be "]),
-        ("- name: x\n", ["should be "]),
-        ("just words\n", ["should be "]),
+        ("instances: []\n", ["1: instances: List should have at least 1 item"]),
+        ("", ["should be a valid dictionary"]),
+        ("# nothing\n", ["should be a valid dictionary"]),
+        ("- name: x\n", ["should be a valid dictionary"]),
+        ("just words\n", ["should be a valid dictionary"]),
         ("instances: 5\n", ["1: instances: should be a valid list"]),
-        ("instances: [5]\n", ["1: instances[0]: should be "]),
+        ("instances: [5]\n", ["1: instances[0]: should be a valid dictionary"]),
         # Wrong types: nothing is guessed from a string or a number.
         (text(name="5"), ["2: instances[0].name: should be a valid string"]),
         (text(data_path="[/srv]"), ["3: instances[0].data_path: should be a valid string"]),
@@ -311,7 +311,8 @@ def test_links_do_not_hide_that_paths_overlap(write: Write, tmp_path: Path) -> N
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "data")
     content = text(data_path=f"{tmp_path}/data", staging_path=f"{tmp_path}/link/staging")
-    assert "overlaps" in errors_of(write(content))[0]
+    expected = f"3: instances[0].data_path: {tmp_path}/data overlaps the staging_path of default"
+    assert errors_of(write(content))[0].startswith(expected)
 
 
 def test_paths_on_another_host_overlap_with_none_here(write: Write) -> None:
@@ -431,7 +432,7 @@ def test_a_directory_is_no_config(tmp_path: Path) -> None:
 @pytest.mark.timeout(10)
 def test_a_fifo_is_no_config_and_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.yaml", 0o600)
-    with pytest.raises(OperatorError):
+    with pytest.raises(OperatorError, match=f"{tmp_path}/config.yaml is no regular file"):
         load(tmp_path / "config.yaml")
 
 
@@ -631,4 +632,5 @@ def test_any_structure_is_loaded_or_refused(structure: object) -> None:
 
 
 def test_a_path_that_no_file_can_have_is_refused(write: Write) -> None:
-    assert "staging_path" in errors_of(write(text(staging_path='"/\\ud800"')))[0]
+    expected = "4: instances[0].staging_path: must be a path of printable characters"
+    assert errors_of(write(text(staging_path='"/\\ud800"'))) == [expected]

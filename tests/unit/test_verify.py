@@ -188,7 +188,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "socket": (lambda copy: bind_socket(copy, f"{PART}/socket"), f"{PART}/socket: is no file or"),
     "too deep": (
         lambda copy: (copy.data / "/".join("d" * (DEEPEST + 1))).mkdir(parents=True),
-        "is nested deeper than",
+        f"data/{'/'.join('d' * DEEPEST)}/d: is nested deeper than",
     ),
     "newline in a name": (
         lambda copy: write(copy, f"{PART}/a\nb", b""),
@@ -368,7 +368,8 @@ def test_a_partition_that_differs_from_the_manifest_is_named(
     partitions = json.loads(copy.manifest_path.read_bytes())["partitions"]
     partitions[1][key] += 1
     change_manifest(copy, partitions=partitions)
-    assert any("partitions/20261122: " in line for line in problems_of(copy, capsys))
+    path, rows = copy.data / "partitions/20261122", partitions[1]["rows"]
+    assert f"{path}: holds 21 rows, the manifest says {rows}" in problems_of(copy, capsys)
 
 
 # What a copy can hold that was published as it is: then only VictoriaLogs' own metadata tells.
@@ -445,11 +446,11 @@ INNER: dict[str, tuple[Damage, str]] = {
     ),
     "part name that no file can have": (
         lambda copy: write(copy, f"{DAY}/datadb/parts.json", b'["\\ud800"]'),
-        f"{DAY}/datadb",
+        f"{DAY}/datadb/parts.json: lists '\\ud800', which is no part name",
     ),
     "part name that is too long": (
         lambda copy: write(copy, f"{DAY}/datadb/parts.json", json.dumps(["x" * 300]).encode()),
-        "is missing, though parts.json lists it",
+        f"{DAY}/datadb/{'x' * 300}: is missing, though parts.json lists it",
     ),
     "metadata.json that is no object": (
         lambda copy: write(copy, f"{PART}/metadata.json", b"[]"),
@@ -475,7 +476,7 @@ INNER: dict[str, tuple[Damage, str]] = {
         lambda copy: os.truncate(copy.path / PART / "metadata.json", (1 << 20) + 1),
         f"{PART}/metadata.json: is larger than",
     ),
-    "no partitions": (lambda copy: remove(copy, "data/partitions"), "data/partitions"),
+    "no partitions": (lambda copy: remove(copy, "data/partitions"), f"{DAY}: is missing"),
 }
 
 
@@ -502,7 +503,7 @@ def test_rows_whose_sum_is_absurd_are_a_problem_and_no_crash(
         path.write_text(json.dumps(json.loads(path.read_text()) | {"RowsCount": largest}))
     totals = copy.write_inventory()
     change_manifest(copy, inventory_sha256=totals.sha256)
-    assert problems_of(copy, capsys)
+    assert f"{path}: has no number RowsCount" in problems_of(copy, capsys)
 
 
 def test_what_newer_servers_add_to_a_part_is_no_damage(copy: StagingCopy) -> None:
@@ -522,10 +523,14 @@ def test_a_partition_without_parts_is_sound(copy: StagingCopy, content: bytes | 
     assert verify(copy).problems == []
 
 
-def test_a_copy_without_a_manifest_is_none(copy: StagingCopy, capsys: Capture) -> None:
+def test_a_copy_without_a_manifest_is_none(
+    copy: StagingCopy, capsys: Capture, caplog: pytest.LogCaptureFixture
+) -> None:
     copy.unpublish()
     assert cli.main(["verify", str(copy.path)]) == 1
     assert capsys.readouterr().out == ""
+    (line,) = caplog.messages
+    assert line.startswith(f"{copy.path}: holds no staging copy")
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "empty", "link loop"])

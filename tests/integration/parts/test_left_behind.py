@@ -1,0 +1,44 @@
+"""What the tests leave on the machine is found."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.parts.disk import SmallDisk
+from tests.parts.left_behind import MARK, left_behind
+
+
+def test_a_process_is_found_by_its_mark(tmp_path: Path) -> None:
+    environment = {**os.environ, MARK: str(tmp_path)}
+    with subprocess.Popen(["sleep", "61"], env=environment) as process:
+        assert left_behind(str(tmp_path), tmp_path) == [f"process {process.pid}: sleep 61"]
+        process.kill()
+    assert left_behind(str(tmp_path), tmp_path) == []
+
+
+def test_a_mount_is_found_by_its_directory(tmp_path: Path) -> None:
+    if reason := SmallDisk.why_not():
+        pytest.skip(reason)
+    with SmallDisk(tmp_path / "disk", 1 << 20) as disk:
+        assert left_behind("no mark", tmp_path) == [f"mount {disk.path}"]
+        assert left_behind("no mark", tmp_path / "other") == []
+
+
+def test_a_loop_device_is_found_by_its_file(tmp_path: Path) -> None:
+    if reason := SmallDisk.why_not():
+        pytest.skip(reason)
+    if not Path("/dev/loop-control").exists():
+        pytest.skip("this machine has no loop devices")
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    attach = ["losetup", "--find", "--show", str(image)]
+    device = subprocess.run(attach, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        name = Path(device).name
+        assert left_behind("no mark", tmp_path) == [f"loop device {name} of {image}"]
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
