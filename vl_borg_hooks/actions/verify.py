@@ -19,7 +19,5 @@ def lines(report: Report) -> list[str]:
     manifest = report.manifest
     if report.problems or manifest is None:
         return report.problems
-    return [
-        f"{report.copy.path}: ok: {manifest.rows} rows, {manifest.files} files, "
-        f"{manifest.bytes} bytes of {manifest.instance}, made {manifest.created}"
-    ]
+    holds = f"{manifest.rows} rows, {manifest.files} files, {manifest.bytes} bytes"
+    return [f"{report.copy.path}: ok: {holds} of {manifest.instance}, made {manifest.created}"]
