@@ -238,6 +238,7 @@ def test_ended_after_the_stop_command_of_a_script_that_does_not_wait(
         before = server_process(site).pid
         run = killer.run(site, "before-create", fault=Fault("hook stop_service end #1", do))
         assert run.status == (-9 if do == "SIGKILL" else 1)
+        assert do != "SIGKILL" or psutil.pid_exists(before), "it stopped at once"
         wait_until(lambda: not psutil.pid_exists(before), 10, "the late stop")
         recovery = settle(site, time.monotonic())
         assert messages(site.server.rows()) == messages(OLD)
@@ -325,8 +326,10 @@ def failing_starts(site: Site, count: int, **options: Any) -> Path:
 
 def test_a_start_that_fails_twice(site: Site, killer: Killer) -> None:
     row = Row("start fails, then works", (), "published", status=0)
-    failing_starts(site, 2)
-    row.judge(site, killer.run(site, "before-create"))
+    counter = failing_starts(site, 2)
+    run = killer.run(site, "before-create")
+    assert int(counter.read_text()) == 0, "it started at once"
+    row.judge(site, run)
 
 
 def test_a_start_that_always_fails(site: Site, killer: Killer) -> None:
