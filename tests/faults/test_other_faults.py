@@ -128,7 +128,7 @@ def lines_script(site: Site, name: str, *lines: str) -> tuple[str, ...]:
 
 
 def fake_rsync(site: Site, action: str) -> str:
-    """A directory with an rsync that does `action` where it is started in the stop window."""
+    """A directory with an rsync that does `action` if it is started in the stop window."""
     directory = site.root / "bin"
     directory.mkdir(exist_ok=True)
     rsync = shutil.which("rsync")
@@ -216,7 +216,7 @@ def test_a_stop_that_hangs_behind_a_command(site: Site, killer: Killer) -> None:
         before = server_process(site).pid
         run = killer.run(site, "before-create")
         row.judge_run(site, run)
-        wait_until(lambda: not psutil.pid_exists(before), 10, "the late stop")
+        wait_until(lambda: not psutil.pid_exists(before), 30, "the late stop")
         settle(site, time.monotonic())
         assert messages(site.server.rows()) == messages(OLD)
         assert site.journal_is_empty()
@@ -239,7 +239,7 @@ def test_ended_after_the_stop_command_of_a_script_that_does_not_wait(
         run = killer.run(site, "before-create", fault=Fault("hook stop_service end #1", do))
         assert run.status == (-9 if do == "SIGKILL" else 1)
         assert do != "SIGKILL" or psutil.pid_exists(before), "it stopped at once"
-        wait_until(lambda: not psutil.pid_exists(before), 10, "the late stop")
+        wait_until(lambda: not psutil.pid_exists(before), 30, "the late stop")
         recovery = settle(site, time.monotonic())
         assert messages(site.server.rows()) == messages(OLD)
         assert site.journal_is_empty()
@@ -265,7 +265,7 @@ def test_a_server_that_stops_late(ready: Site, killer: Killer) -> None:
     with slow_stop(ready, 4):
         run = killer.run(ready, "before-create")
         row.judge_run(ready, run)
-        wait_until(lambda: starts(ready) == before + 1, 10, "the late stop, the start after it")
+        wait_until(lambda: starts(ready) == before + 1, 30, "the late stop, the start after it")
     ready.write_config()
     row.judge(ready, run)
 
@@ -760,7 +760,7 @@ def test_staging_that_is_unmounted_between_the_passes(site: Site, killer: Killer
 def test_the_machine_dies_in_the_stop_window(ready: Site, killer: Killer) -> None:
     row = Row("the machine dies in the stop window", (), "unpublished", status=-9)
     run = killer.run(ready, "before-create", fault=Fault(IN_WINDOW, "power-loss"))
-    wait_until(lambda: not leftovers(ready), 10, "the end of the guard")
+    wait_until(lambda: not leftovers(ready), 30, "the end of the guard")
     assert (run.status, run.stderr) == (row.status, "")
     assert not ready.is_running
     assert not copy_is_whole_or_unpublished(ready)
