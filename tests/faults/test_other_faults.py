@@ -135,7 +135,7 @@ def fake_rsync(site: Site, action: str) -> str:
     journal = site.root / "state" / "default" / "journal.json"
     lines = [
         f"#!{sys.executable} -IS",
-        "import os, signal, subprocess, sys, time",
+        "import os, pathlib, signal, subprocess, sys, time",
         f"rsync, staging = {rsync!r}, {str(site.staging.data)!r}",
         f"if os.path.exists({str(journal)!r}) and '--version' not in sys.argv:",
         textwrap.indent(textwrap.dedent(action).strip(), "    "),
@@ -392,7 +392,9 @@ def test_a_part_that_vanishes_in_the_final_pass(
         copying = subprocess.Popen([rsync, "--bwlimit=400", *sys.argv[1:]])
         table = {str(ready.data / "partitions" / "20260301" / "datadb")!r}
         parts = [entry.path for entry in os.scandir(table) if entry.is_dir()]
-        time.sleep(0.5)
+        receiving = pathlib.Path(staging, "partitions", "20260201", "datadb")
+        while not any(receiving.glob("*/.*")) and copying.poll() is None:
+            time.sleep(0.01)
         for part in parts:
             os.rename(part, {str(ready.root)!r} + "/" + os.path.basename(part))
         status = copying.wait()
