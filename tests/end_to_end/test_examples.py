@@ -179,7 +179,7 @@ def test_the_boot_unit_starts_what_a_dead_machine_left_stopped(site: Site) -> No
     name = f"recover-{site.unit}"
     text = at_site(site, "systemd", "vl-borg-hooks-recover.service")
     site.systemd.write_unit(name, text)
-    # Docker's unit need not exist; where it does, a container can be started only after it.
+    # Docker's unit need not exist; if it does, a container can be started only after it.
     assert "docker.service" in site.systemd.show(name, "After").split()
     site.systemd.systemctl("start", name)
     assert site.systemd.show(name, "Result") == "success"

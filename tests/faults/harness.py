@@ -81,7 +81,7 @@ class Run:
         return self.fired
 
     def failed_in_one_line(self, *said: str, status: int = 1) -> None:
-        """AssertionError unless it told the operator in one line; for --verbosity -1."""
+        """AssertionError unless it said so in one line; for --verbosity -1."""
         assert self.status == status, f"exit status {self.status}: {self.stderr[-800:]}"
         assert "Traceback" not in self.stderr, self.stderr[-800:]
         assert len(self.stderr.splitlines()) == 1, self.stderr
@@ -138,7 +138,7 @@ class Killer:
         lines: bool = False,
         timeout: float = 60,
     ) -> Run:
-        """Run our command to whatever end; AssertionError where there is none."""
+        """Run our command until it ends, however it does; AssertionError if it does not."""
         return self.start(site, *arguments, fault=fault, path=path, lines=lines).wait(timeout)
 
 
@@ -197,8 +197,8 @@ def settle(site: Site, fired: float) -> float:
     """Wait until VictoriaLogs is healthy and nothing of the run is left that could change it.
 
     Returns how many seconds after `fired` VictoriaLogs began to be healthy for good;
-    AssertionError where it did not in RECOVERY_SECONDS. Looked at again and again: neither a health
-    that lasts nor the end of processes that are not ours can be waited for.
+    AssertionError if it did not in RECOVERY_SECONDS. Asked again and again: no event tells that a
+    health lasts, or that processes that are not our children have ended.
     """
     server = LogServer(site.server.url, timeout=1)
     since = None
@@ -272,11 +272,11 @@ class Flow(ABC):
 
     @abstractmethod
     def check_data(self) -> None:
-        """AssertionError where a row is lost, or more."""
+        """AssertionError if a row is lost, or more."""
 
     @abstractmethod
     def again(self) -> None:
-        """The next run, undisturbed; AssertionError where it needs help."""
+        """The next run, undisturbed; AssertionError if it needs help."""
 
     def close(self) -> None:  # noqa: B027 - most have nothing to end
         """End what `prepare` began."""
@@ -313,7 +313,7 @@ class Flow(ABC):
             self.prepare()
             run = self.killer.run(self.site, *self.command, fault=fault, lines=lines)
         if run.fired is None and lines:
-            # Where something had to be waited for, and now has not.
+            # A line for when something has to be waited for, and now it had not.
             TALLY.count(NOT_REACHED)
             return
         assert run.fired is not None, "never came to it"
@@ -393,7 +393,7 @@ class BackupFlow(Flow):
 
 
 class StoppedPassFlow(BackupFlow):
-    """The same where hard links can't be made: the final pass is in the stop window."""
+    """The same if hard links can't be made: the final pass is in the stop window."""
 
     options: Mapping[str, Any] = {"final_pass": "stopped"}
 
@@ -474,7 +474,7 @@ def lose_power(flow: Flow, event: str) -> None:
 
 
 def check_recovered(flow: Flow) -> None:
-    """AssertionError where `recover` has left anything to do."""
+    """AssertionError if `recover` has left anything to do."""
     assert flow.site.is_running
     assert flow.site.server.healthy()
     assert flow.site.journal_is_empty()
@@ -489,7 +489,7 @@ Item = TypeVar("Item")
 def survive_all(
     flows: Sequence[Flow], faults: Iterable[Fault], *, lines: bool = False, again_every: int = 1
 ) -> None:
-    """Have the flows survive all `faults`; the next run is checked after every so manieth."""
+    """Have the flows survive all `faults`; the next run is checked after each `again_every`th."""
     numbered = list(enumerate(faults, 1))
     share_out(
         flows,
@@ -522,7 +522,7 @@ def share_out(
             except (AssertionError, TimeoutError, OSError, RuntimeError) as error:
                 problems.append(f"{flow.name}: {describe(item)}: {error}")
                 try:
-                    mend(flow)
+                    repair(flow)
                 except (AssertionError, TimeoutError, OSError, RuntimeError) as beyond:
                     problems.append(f"{flow.name} is beyond repair after that: {beyond}")
                     return
@@ -533,17 +533,17 @@ def share_out(
     assert not problems, f"{len(problems)} faults not survived:\n" + "\n".join(problems)
 
 
-def mend(flow: Flow) -> None:
-    """Help where no help should be needed, so that the next fault is judged by itself."""
+def repair(flow: Flow) -> None:
+    """Help, though no help should be needed, so that the next fault is judged by itself."""
     for process in leftovers(flow.site):
         process.kill()
     (flow.site.root / "state" / "default" / "journal.json").unlink(missing_ok=True)
-    wait_until(lambda: not leftovers(flow.site), 10, "leftovers are gone")
+    wait_until(lambda: not leftovers(flow.site), 30, "leftovers are gone")
     flow.prepare()
 
 
 def shuffled(faults: Sequence[Fault], count: int, seed: int) -> list[Fault]:
-    """`count` of `faults`, always the same; all of them where all are asked for."""
+    """`count` of `faults`, always the same; all of them if all are asked for."""
     if ALL_KILLS or count >= len(faults):
         return list(faults)
     return random.Random(seed).sample(faults, count)

@@ -54,7 +54,7 @@ class _Now:
 
 
 def event(name: str) -> None:
-    """Take note of an event, and cause the fault where it is the one."""
+    """Take note of an event, and cause the fault if it is the one."""
     if name == os.environ.get("VL_FAULTS_ALWAYS"):
         _raise()
     # A child between fork and exec runs our lines too; its death is that of a command, not ours.

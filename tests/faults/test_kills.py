@@ -1,4 +1,4 @@
-"""A run that dies, or is told to, at every hook, external command and change on disk."""
+"""A run that dies, or gets a signal, at every hook, external command and change on disk."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def journal_of(flow: Flow) -> Path:
 
 
 def wait_for_window(flow: Flow, timeout: float = 30) -> None:
-    """Return as soon as the journal is there: VictoriaLogs is about to be told to stop."""
+    """Return as soon as the journal is there: VictoriaLogs is about to be stopped."""
     deadline = time.monotonic() + timeout
     while not journal_of(flow).exists():
         assert time.monotonic() < deadline, "the run never came to its stop window"

@@ -49,7 +49,7 @@ exec {real} "$@"
 def final_pass_does(site: LockingSite, script: str) -> Mapping[str, str]:
     """Return an environment in which an rsync in the stop window runs `script` first.
 
-    Where there is none, since the server is found stopped, a file of that name says so.
+    If there is none, since the server is found stopped, a file of that name says so.
     """
     binaries = site.root / "bin"
     binaries.mkdir(exist_ok=True)

@@ -46,7 +46,7 @@ pytestmark = pytest.mark.timeout(280, method="thread")
 class Step:
     """What is done to a tree: `do`, at the entry with the number `at`.
 
-    What is made has `name` there, or comes in the place of the entry where that is None.
+    What is made has `name` there, or comes in the place of the entry if that is None.
     """
 
     do: str
@@ -176,7 +176,7 @@ class Stage:
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[None]:
-        """AssertionError where the block changes, opens or waits for anything outside."""
+        """AssertionError if the block changes, opens or waits for anything outside."""
         self.watch.seen()
         with deadline():
             yield
@@ -211,7 +211,7 @@ def modes_apply() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deadline() -> Iterator[None]:
-    """AssertionError where the block takes too long."""
+    """AssertionError if the block takes too long."""
 
     class Late(BaseException):
         """No Exception: nothing that is under test may catch it."""
@@ -343,7 +343,7 @@ def write_json(stage: Stage, path: Path, step: Step) -> None:
 
 
 def change_json(path: Path, change: Callable[[Any], object]) -> None:
-    """Have `change` done to what `path` holds, where that is of the kind that it is for."""
+    """Have `change` done to what `path` holds, if that is of the kind that it is for."""
     wrong_kind = (ValueError, RecursionError, LookupError, TypeError, AttributeError)
     if is_own_file(path):
         with contextlib.suppress(*wrong_kind):
@@ -417,7 +417,7 @@ def take(stage: Stage, step: Step) -> None:
 def forge(copy: StagingCopy) -> None:
     """Have inventory and manifest agree with all files and directories that are in `copy` now.
 
-    Whoever writes an archive can: then only what verify looks for itself is found.
+    A stranger who writes an archive can do so: then only what verify looks for itself is found.
     """
     if not (is_own_file(copy.manifest_path) and is_own_file(copy.inventory_path)):
         return
@@ -472,7 +472,7 @@ def told(tree: Path) -> tuple[int, list[str]]:
 
 
 def refusal(data: Path) -> str | None:
-    """Return why the walk for a restore refuses `data`, None where it goes through."""
+    """Return why the walk for a restore refuses `data`, None if it goes through."""
     try:
         for _ in walk(data):
             pass
@@ -490,7 +490,7 @@ def as_restore_does(tree: Path) -> dict[StagingCopy, list[str]]:
 
 
 def judge(stage: Stage, *, unprivileged: bool) -> tuple[int, list[str], bool]:
-    """Verify the tree; AssertionError where anything foreign is taken for good.
+    """Verify the tree; AssertionError if anything foreign is taken for good.
 
     Returns the exit status, the lines, and whether there was anything foreign in a copy.
     """

@@ -1,4 +1,4 @@
-"""The warm pass where the staging copy is on the data's own filesystem: links, and no copies."""
+"""The warm pass if the staging copy is on the data's own filesystem: links, and no copies."""
 
 from __future__ import annotations
 

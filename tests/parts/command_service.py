@@ -38,7 +38,7 @@ else:
 def write_service(script: Path, argv: Sequence[str], stop_delay: float = 0) -> Path:
     """Write the `script` that starts, stops and asks for the server `argv`; returns it.
 
-    The server outlives the script: whoever starts it sees to it that it is stopped. With
+    The server outlives the script: the test that starts it has to stop it. With
     `stop_delay`, the script does not wait for the stop, which begins so many seconds later.
     """
     script.write_text(

@@ -13,7 +13,7 @@ from typing import final
 class SmallDisk:
     """A tmpfs of `size` bytes, mounted at `path` (made if missing) during the context.
 
-    subprocess.CalledProcessError where mounting is not allowed.
+    subprocess.CalledProcessError if mounting is not allowed.
     """
 
     def __init__(self, path: Path, size: int) -> None:

@@ -1,6 +1,6 @@
 """A real dockerd on a machine of its own that can lose its power, beside whatever runs this one.
 
-It is PID 1 of a PID namespace: whoever ends that ends dockerd, containerd and all containers at the
+It is PID 1 of a PID namespace: its end is that of dockerd, containerd and all containers at the
 same moment. /run is empty after each boot, as a machine's is, and has no containerd of the machine's
 that dockerd would use. No network is set up: containers have the machine's.
 """
@@ -65,7 +65,7 @@ class Docker:
 
     @property
     def command(self) -> list[str]:
-        """The client, told which dockerd."""
+        """The client, with the address of this dockerd."""
         return ["docker", f"--host=unix://{self._directory}/docker.sock"]
 
     def __enter__(self) -> Docker:

@@ -63,7 +63,7 @@ class LockingSite:
         return self.staging.manifest_path.exists()
 
     def backs_up(self) -> None:
-        """Make a backup; AssertionError where it fails or is not sound."""
+        """Make a backup; AssertionError if it fails or is not sound."""
         done = self.command("before-create")
         assert (done.returncode, done.stderr) == (0, "")
         assert verify(self.staging).problems == []

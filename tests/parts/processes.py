@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 # The kernel kills the child when the thread that started it ends, however it ends. So these are
@@ -11,12 +11,10 @@ from pathlib import Path
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
-def spawn(
-    argv: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
-) -> subprocess.Popen[bytes]:
+def spawn(argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     """Start `argv` with its output appended to `log`; the pid is that of the program itself.
 
-    `environment` replaces the whole environment. OSError where util-linux is missing.
+    OSError if util-linux is missing.
     """
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -24,5 +22,4 @@ def spawn(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment,
         )

@@ -91,7 +91,7 @@ class Site:
     def run(
         self, *argv: str, check: bool = True, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program at the site; AssertionError with all it said where it fails."""
+        """Run a program at the site; AssertionError with all it said if it fails."""
         done = subprocess.run(
             argv,
             capture_output=True,

@@ -74,7 +74,7 @@ class Sshd:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # the one that Debian compiled in
         self._child = spawn([str(_BINARY), "-D", "-e", "-f", str(config)], self.log)
         try:
-            wait_until(self._listening, 10, f"sshd listens on port {self.port}")
+            wait_until(self._listening, 30, f"sshd listens on port {self.port}")
         except BaseException:
             self.close()
             raise

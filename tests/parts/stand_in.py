@@ -124,7 +124,7 @@ def flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 
 def metadata_of(part: Path) -> dict[str, Any]:
-    """The part's metadata.json; panics where it cannot be read."""
+    """The part's metadata.json; panics if it can't be read."""
     try:
         metadata: dict[str, Any] = json.loads((part / "metadata.json").read_text())
         return metadata
@@ -342,7 +342,7 @@ class Storage:
 
 
 def parse_rows(body: bytes, arguments: dict[str, str]) -> list[TimedRow]:
-    """The rows of a jsonline request; Refused where a line is not a JSON object with a time."""
+    """The rows of a jsonline request; Refused if a line is not a JSON object with a time."""
     stream_fields = [name for name in arguments.get("_stream_fields", "").split(",") if name]
     rows = []
     for line in body.splitlines():

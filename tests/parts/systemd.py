@@ -109,11 +109,11 @@ class Systemd:
         (self._directory / "boot").write_text(_BOOT)
         script = [str(self._directory / "enter-cgroup"), str(self._directory)]
         script.append(self._directory.name)  # of the cgroup
-        # Not private: filesystems that the machine mounts later shall be seen where it shares them.
+        # Not private: filesystems that the machine mounts later are to be seen, if it shares them.
         argv = ["unshare", "--mount", "--propagation", "slave", "sh", *script]
         self._child = spawn(argv, self._directory / "log")
         try:
-            pid = wait_until(self._pid_1, 10, "systemd is PID 1 of its namespace")
+            pid = wait_until(self._pid_1, 30, "systemd is PID 1 of its namespace")
             for program in ("systemctl", "systemd-run"):
                 wrapper = self.wrapper_directory / program
                 wrapper.write_text(_WRAPPER.format(pid=pid, program=shutil.which(program)))
@@ -238,7 +238,7 @@ def remove_cgroup(directory: Path) -> None:
     def removed() -> bool:  # the namespace's processes take a moment to be gone
         return subprocess.run(remove, capture_output=True, check=False).returncode == 0
 
-    wait_until(removed, 10, f"cgroup {directory.name} is removed")
+    wait_until(removed, 30, f"cgroup {directory.name} is removed")
 
 
 def victoria_logs_unit(
@@ -247,7 +247,6 @@ def victoria_logs_unit(
     port: int,
     extra_flags: Sequence[str] = (),
     restart: str = "no",
-    environment: Mapping[str, str] | None = None,
 ) -> str:
     """A service like the one VictoriaLogs' users have; its log goes beside the data path.
 
@@ -263,5 +262,4 @@ def victoria_logs_unit(
         "RestartSec=100ms",
         f"StandardError=append:{data_path}.log",
     ]
-    lines += [f'Environment="{name}={value}"' for name, value in (environment or {}).items()]
     return "\n".join(lines) + "\n"

@@ -104,7 +104,7 @@ class LogServer:
             yield
 
     def storage_rows(self, where: str = "") -> int:
-        """Rows stored, as the server's metrics tell: all, or those in parts `where`, as "inmemory"."""
+        """Rows stored, as the server's metrics say: all, or those in parts `where`, as "inmemory"."""
         pattern = rf"^vl_storage_rows\{{.*{where}.*\}} (\d+)"
         found = re.findall(pattern, self._request("/metrics"), re.MULTILINE)
         return sum(map(int, found))
@@ -136,16 +136,11 @@ class VictoriaLogsProcess:
         """The process started last; RuntimeError if there was none."""
         return self._started().pid
 
-    def start(
-        self, environment: Mapping[str, str] | None = None, timeout: float = 30
-    ) -> VictoriaLogsProcess:
-        """Start and wait until healthy. RuntimeError with the log's end if it exits instead.
-
-        `environment` replaces the whole environment.
-        """
+    def start(self, timeout: float = 30) -> VictoriaLogsProcess:
+        """Start and wait until healthy. RuntimeError with the log's end if it exits instead."""
         if self.running:
             raise RuntimeError(f"{self.executable} runs already")
-        self._child = spawn(self.argv, self.log, environment)
+        self._child = spawn(self.argv, self.log)
 
         def started() -> bool:
             if not self.running:

@@ -1,4 +1,4 @@
-"""What a final pass has to copy, told from two listings, here and over ssh alike."""
+"""What a final pass has to copy, found from two listings, here and over ssh alike."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def test_what_we_started_ends_with_us(tmp_path: Path, start: str, number: signal
     def ended() -> bool:
         return not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
-    wait_until(ended, 10, "the end of the command")
+    wait_until(ended, 30, "the end of the command")
 
 
 @pytest.mark.timeout(30)

@@ -278,7 +278,7 @@ def test_each_error_has_its_line_its_key_and_what_is_wrong(
     found = errors_of(write(content))
     assert len(found) == len(expected), found
     for error, start in zip(sorted(found), sorted(expected), strict=True):
-        # The line first, where it is known.
+        # The line first, if it is known.
         assert error.startswith(start) if start[:1].isdigit() else start in error
 
 

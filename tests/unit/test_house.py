@@ -1,4 +1,4 @@
-"""The rooms of the house: what only one of them may know, told from the sources."""
+"""The rooms of the house: what only one of them may know, read from the sources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lock of a data directory: whoever else holds it is found, and it goes with its holder."""
+"""The lock of a data directory: another holder is found, and the lock goes with its holder."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_free_lock_is_taken_and_given_back(host: Host, data: Path) -> None:
         assert lock.is_held(host, str(data))
         with pytest.raises(lock.LockHeld), lock.hold(host, str(data)):
             pass
-    wait_until(lambda: not lock.is_held(host, str(data)), 10, "the lock to be free")
+    wait_until(lambda: not lock.is_held(host, str(data)), 30, "the lock to be free")
 
 
 @pytest.mark.timeout(60)
@@ -79,7 +79,7 @@ def test_no_server_can_start_while_we_hold_the_lock(host: Host, data: Path) -> N
         with lock.hold(host, str(data)):
             started = subprocess.run(server.argv("run"), capture_output=True, check=False)
             assert started.returncode != 0
-        wait_until(lambda: not lock.is_held(host, str(data)), 10, "the lock to be free")
+        wait_until(lambda: not lock.is_held(host, str(data)), 30, "the lock to be free")
         server.start()
 
 
@@ -131,7 +131,7 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None
 def test_what_fails_under_the_lock_gets_out_and_frees_it(host: Host, data: Path) -> None:
     with pytest.raises(KeyError), lock.hold(host, str(data)):
         raise KeyError
-    wait_until(lambda: not lock.is_held(host, str(data)), 10, "the lock to be free")
+    wait_until(lambda: not lock.is_held(host, str(data)), 30, "the lock to be free")
 
 
 @pytest.mark.timeout(60)

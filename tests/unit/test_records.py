@@ -121,7 +121,7 @@ def test_the_lease_of_a_dead_process_is_none(state: RunRecords) -> None:
         process.kill()
         # Dead, though nobody has waited for it yet: a zombie.
         zombie = psutil.Process(process.pid)
-        wait_until(lambda: zombie.status() == psutil.STATUS_ZOMBIE, 10, "a zombie")
+        wait_until(lambda: zombie.status() == psutil.STATUS_ZOMBIE, 30, "a zombie")
         assert state.lease_holder() is None
     assert state.lease_holder() is None
 

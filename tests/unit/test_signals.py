@@ -1,4 +1,4 @@
-"""Signals that end us: at once where that is safe, afterwards where it is not, never lost."""
+"""Signals that end us: at once if that is safe, afterwards if it is not, never lost."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_signal_interrupts_where_that_is_safe(
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        # A second one changes nothing where they are held back.
+        # A second one changes nothing while they are held back.
         if expected:
             process.send_signal(number)
         output, _ = process.communicate("go on\n", timeout=30)

@@ -177,7 +177,7 @@ def test_a_name_that_no_terminal_shows_as_it_is_is_refused(
 def test_only_a_copy_of_ours_may_share_files_with_what_is_outside(
     copy: StagingCopy, tmp_path: Path
 ) -> None:
-    # A restore would else make what it restores, and whoever has the other name, the same file.
+    # A restore would else make what it restores, and what has the other name, the same file.
     os.link(copy.data / "partitions/20261121/datadb/parts.json", tmp_path / "outside")
     with pytest.raises(InvalidCopy, match=r"parts.json: is a hard link to a file outside"):
         copy.write_inventory()

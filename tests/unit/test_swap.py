@@ -172,7 +172,7 @@ def test_what_was_there_comes_back_from_wherever_swap_and_undo_were_killed(
 def test_what_a_server_made_meanwhile_in_the_place_of_the_old_goes(
     tmp_path: Path, case: str
 ) -> None:
-    # Killed with the old set aside: whoever started the server then had it make an empty storage.
+    # Killed with the old set aside: a server that was started then made an empty storage.
     data, names = prepared(tmp_path, case)
     expected = visible(data)
     old = CASES[case][0]

@@ -26,7 +26,7 @@ def test_a_clean_restart_loses_nothing_and_refusals_are_counted(
         ingestion.wait_for(50)
         assert process.stop() == 0
         stopped = time.monotonic()
-        wait_until(lambda: ingestion.refused > 0, 10, "a request is refused")
+        wait_until(lambda: ingestion.refused > 0, 30, "a request is refused")
         process.start()
         ingestion.wait_for(50)
         ingestion.stop()

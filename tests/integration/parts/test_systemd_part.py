@@ -43,7 +43,7 @@ def test_a_server_is_started_restarted_and_stopped(
     first = systemd.show(unit, "MainPID")
 
     systemd.systemctl("kill", "--signal=KILL", unit)
-    wait_until(lambda: systemd.show(unit, "NRestarts") == "1", 10, "the service is restarted")
+    wait_until(lambda: systemd.show(unit, "NRestarts") == "1", 30, "the service is restarted")
     server.wait_healthy()
     assert systemd.show(unit, "MainPID") != first
     server.ingest([{"host": "a", "_msg": "x"}])
@@ -83,7 +83,7 @@ def test_a_transient_timer_fires(systemd: Systemd, tmp_path: Path) -> None:
     command = ["systemd-run", "--on-active=0.2", "--timer-property=AccuracySec=10ms"]
     command += ["touch", str(tmp_path / "fired")]
     subprocess.run(command, env={"PATH": systemd.path}, check=True, capture_output=True)
-    wait_until((tmp_path / "fired").exists, 10, "the timer fires")
+    wait_until((tmp_path / "fired").exists, 30, "the timer fires")
 
 
 def test_a_transient_timer_outlives_a_reload_and_can_be_stopped(
@@ -147,5 +147,5 @@ def test_nothing_of_it_outlives_the_tests(tmp_path: Path) -> None:
         exists = Path(f"/proc/{pid}/exe").exists()  # a zombie that waits for its parent has none
         return not exists and "/bin/sleep\x004321.25\x00" not in command_lines()
 
-    wait_until(gone, 10, "systemd and its service are gone")
+    wait_until(gone, 30, "systemd and its service are gone")
     remove_leftovers(Path(done.stdout.split()[0]))
