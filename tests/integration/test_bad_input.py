@@ -191,7 +191,7 @@ BEFORE: dict[str, tuple[Callable[[LockingSite], object], str]] = {
     "a state directory that others can write": (state_open, "can be written by others"),
     "a journal that makes no sense": (
         bad_journal,
-        "journal.json: is no valid JSON; VictoriaLogs is running",
+        "journal.json: is not valid JSON; VictoriaLogs is running",
     ),
 }
 
@@ -253,7 +253,7 @@ def test_a_server_that_does_not_stop_in_time_is_left_running(site: LockingSite) 
     site.configure(stop_timeout=0.5, start_timeout=0.5)
     pid = site.server.pid
     said = the_line(site.command("before-create"))
-    assert "VictoriaLogs was told to stop and has not, after 1 s; it still runs" in said
+    assert "VictoriaLogs was asked to stop and has not, after 1 s; it still runs" in said
     assert (site.server.running, site.server.pid) == (True, pid)
     assert not site.published
 
@@ -532,7 +532,7 @@ RESTORES: dict[str, tuple[Callable[[LockingSite, StagingCopy], object], str]] = 
     "another instance's": (of_another, "holds copies of other, none of default"),
     "two of one instance": (two_of_one, "holds two copies of default"),
     "damaged": (damaged, "index.bin: has 3 bytes, should have 544"),
-    "with a link": (with_a_link, "datadb/link: is no file or directory"),
+    "with a link": (with_a_link, "datadb/link: is not a file or directory"),
     "unpublished": (lambda site, copy: copy.unpublish(), "holds no staging copy"),
 }
 
