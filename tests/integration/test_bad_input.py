@@ -33,9 +33,6 @@ from tests.support import (
 )
 from vl_borg_hooks.staging.copy import StagingCopy
 
-pytestmark = pytest.mark.timeout(120)
-
-
 RSYNC = """\
 #!/bin/sh
 case "$1" in --version) exec {real} --version ;; esac
@@ -260,6 +257,7 @@ def test_a_server_that_does_not_come_back_is_the_loudest_error_there_is(site: Lo
     assert "run: sh -c" in said
     # Once it can be started, the next run does that by itself.
     command(site)
+    site.configure(start_timeout=60)
     site.backs_up()
     assert site.server.running
 
