@@ -19,8 +19,7 @@ bench: bootstrap ## measure beside everything else one could use (hours; needs r
 	.venv/bin/python benchmarks/chart.py
 
 lint: bootstrap ## run the style checks alone
-	.venv/bin/ruff check .
-	.venv/bin/mypy vl_borg_hooks tests
+	.venv/bin/pre-commit run --all-files
 
 clean: ## remove .venv and what the tools left
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

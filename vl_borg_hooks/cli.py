@@ -90,22 +90,12 @@ def _restore(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from vl_borg_hooks.staging import verify
-    from vl_borg_hooks.staging.copy import find_copies
+    from vl_borg_hooks.actions import verify
 
     status = 0
-    for copy in find_copies(arguments.path):
-        report = verify.verify(copy)
-        for problem in report.problems:
-            print(printable(problem))
-        if report.manifest and not report.problems:
-            manifest = report.manifest
-            print(
-                f"{printable(str(copy.path))}: ok: {manifest.rows} rows, {manifest.files} files, "
-                f"{manifest.bytes} bytes of {manifest.instance}, made {manifest.created}"
-            )
-        else:
-            status = 1
+    for report in verify.verify_all(arguments.path):
+        print("\n".join(map(printable, verify.lines(report))))
+        status = status if report.is_sound else 1
     return status
 
 

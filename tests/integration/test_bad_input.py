@@ -178,6 +178,13 @@ BEFORE: dict[str, tuple[Callable[[LockingSite], object], str]] = {
         lambda site: site.configure(service={"sytemd": "x"}),
         "is not a service manager; there are: ",
     ),
+    "a password that can't be read": (
+        lambda site: site.configure(
+            url="http://127.0.0.1:1",
+            http_auth={"username": "backup", "password_file": str(site.root / "no-password")},
+        ),
+        "could not read ",
+    ),
     "a state directory that others can write": (state_open, "can be written by others"),
     "a journal that makes no sense": (
         bad_journal,

@@ -12,7 +12,6 @@ from pydantic import BaseModel
 
 from vl_borg_hooks.config import OptionsError
 from vl_borg_hooks.services import ServiceState
-from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.transfer.progress import Reporter
 from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance, LoadedConfig
     from vl_borg_hooks.runs.records import RunRecords
     from vl_borg_hooks.services import ServiceFactory, ServiceManager
+    from vl_borg_hooks.staging.copy import StagingCopy
     from vl_borg_hooks.staging.last_published import LastPublished
     from vl_borg_hooks.staging.manifest import Manifest
     from vl_borg_hooks.system.hosts import Host, Owner
@@ -95,7 +95,6 @@ class Target:
         """VictoriaLogs over HTTP, None if the config has no `url`."""
         if not self.instance.url:
             return None
-        # Imported here: it takes longer than all else that `after-create` needs.
         from vl_borg_hooks.victorialogs.http import Client
 
         auth = self.instance.http_auth
@@ -130,6 +129,9 @@ class Backup(Target):
         self, loaded: LoadedConfig, instance: Instance, additions: Additions, records: RunRecords
     ) -> None:
         super().__init__(loaded, instance, additions, records)
+        # Imported here, as below: `after-create`, which is called often, does not need it.
+        from vl_borg_hooks.staging.copy import StagingCopy
+
         self.staging = StagingCopy(Path(instance.staging_path))
         # The manifest of the staging copy as this run found it; None if it was not published.
         self.last_manifest: Manifest | None = None

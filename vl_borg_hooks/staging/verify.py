@@ -28,6 +28,11 @@ class Report:
     manifest: Manifest | None = None
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong with the copy."""
+        return self.manifest is not None and not self.problems
+
     def raise_problems(self) -> Manifest:
         """Return the manifest of a sound copy; raises InvalidCopy for any other."""
         if self.manifest is None or self.problems:

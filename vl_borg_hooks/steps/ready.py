@@ -22,41 +22,56 @@ from vl_borg_hooks.victorialogs.layout import PARTITIONS
 
 @hookimpl
 def backup_checks(backup: Backup) -> Iterator[Check]:
-    """Check tools, data path and service manager; sets `backup.found`."""
-    yield from _tools(backup)
+    """Check host, tools, data path and service manager; sets `backup.found`."""
+    host = check("host", lambda: _host(backup))
+    yield host
+    yield from _tools(backup, reachable=host.ok)
+    if not host.ok:
+        return
     data_path = check("data path", lambda: _data_path(backup))
     yield data_path
     service = check("service manager", lambda: _service(backup))
     yield service
+    yield check("url", lambda: _url(backup))
     if data_path.ok and service.ok:
         yield check("VictoriaLogs", lambda: _found(backup))
 
 
 @hookimpl
 def restore_checks(restore: Restore) -> Iterator[Check]:
-    """Check tools, service manager, room, owner and retention.
+    """Check host, tools, service manager, room, owner and retention.
 
     Sets `restore.found`, `restore.owner` and `restore.expired_rows`.
     """
-    yield from _tools(restore)
+    host = check("host", lambda: _host(restore))
+    yield host
+    yield from _tools(restore, reachable=host.ok)
+    if not host.ok:
+        return
     state = check("VictoriaLogs", lambda: _found_for_restore(restore))
     yield state
+    yield check("url", lambda: _url(restore))
     yield check("room", lambda: _room(restore))
     yield check("owner", lambda: _owner(restore))
     if state.ok:
         yield check("retention", lambda: _retention(restore))
 
 
-def _tools(target: Target) -> Iterator[Check]:
-    """Ask each different host once."""
-    for host in dict.fromkeys((LocalHost(), target.host)):
-        yield check(f"tools on {host.name}", partial(_tools_on, host))
+def _host(target: Target) -> str:
+    target.host.check()
+    return f"{target.host.name} can be used"
 
 
-def _tools_on(host: Host) -> str:
-    host.check()
+def _tools(target: Target, *, reachable: bool) -> Iterator[Check]:
+    """Ask each different host once; one that can't be used has been reported already."""
+    hosts = dict.fromkeys((LocalHost(), target.host) if reachable else (LocalHost(),))
+    for host in hosts:
+        yield check(f"rsync on {host.name}", partial(_rsync_on, host))
+
+
+def _rsync_on(host: Host) -> str:
     rsync.check_version(host)
-    return f"{host.name} has the tools that are needed, and rsync is new enough"
+    return f"rsync on {host.name} is new enough"
 
 
 def _data_path(backup: Backup) -> str:
@@ -72,6 +87,13 @@ def _data_path(backup: Backup) -> str:
 def _service(target: Target) -> str:
     target.service.check()
     return f"{target.service.description} can be stopped and started"
+
+
+def _url(target: Target) -> str:
+    """Raise OperatorError if the password can't be had: it is needed to see that it serves again."""
+    if target.client is None:
+        return "without url: in the config, the lock shows whether VictoriaLogs runs"
+    return f"VictoriaLogs is asked at {target.client.url}"
 
 
 def _found(target: Target) -> str:

@@ -30,7 +30,7 @@ def backup_checks(backup: Backup) -> Iterator[Check]:
     if backup.host.local_path(backup.data_directory) is None or not _is_data(backup):
         return
     yield check("room", lambda: _room(backup))
-    if _on_one_filesystem(backup) and backup.client:
+    if _on_one_filesystem(backup) and backup.instance.url:
         yield check("VictoriaLogs' disk limits", lambda: _limits(backup))
 
 

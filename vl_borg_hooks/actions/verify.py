@@ -1,0 +1,23 @@
+"""`verify`: is a staging or extracted copy sound? Needs no server and no config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vl_borg_hooks.staging.copy import find_copies
+from vl_borg_hooks.staging.verify import Report, verify
+
+
+def verify_all(root: Path) -> Iterator[Report]:
+    """Yield what was found of each copy at or below `root`; raises InvalidCopy if there is none."""
+    yield from map(verify, find_copies(root))
+
+
+def lines(report: Report) -> list[str]:
+    """Return `report` for a person: what is wrong, one line each, or what a sound copy holds."""
+    manifest = report.manifest
+    if report.problems or manifest is None:
+        return report.problems
+    holds = f"{manifest.rows} rows, {manifest.files} files, {manifest.bytes} bytes"
+    return [f"{report.copy.path}: ok: {holds} of {manifest.instance}, made {manifest.created}"]
