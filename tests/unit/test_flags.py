@@ -33,9 +33,7 @@ def test_no_retention_is_shorter_than_a_day(value: str) -> None:
     assert flags.retention(value) == timedelta(days=1)
 
 
-@pytest.mark.parametrize(
-    "value", ["", "d", "-1d", "7 d", "7d ", "seven", "7x", "1e3d", ".5d", "5.d", "9" * 400 + "y"]
-)
+@pytest.mark.parametrize("value", ["", "d", "-1d", "7 d", "7d ", "seven", "7x", "9" * 400 + "y"])
 def test_a_retention_that_is_not_understood_is_none_and_no_day_is_too_old(value: str) -> None:
     assert flags.retention(value) is None
     assert flags.oldest_kept_day(value) == ""
@@ -86,6 +84,6 @@ def test_a_size_is_understood(value: str, expected: int) -> None:
     assert flags.size(value) == expected
 
 
-@pytest.mark.parametrize("value", ["", "-1", "MB", "1 MB", "1MB ", "much", "1XB", "1PB", "1iB"])
+@pytest.mark.parametrize("value", ["", "-1", "MB", "1 MB", "1MB ", "much", "1XB", "1iB"])
 def test_a_size_that_is_not_understood_is_no_limit(value: str) -> None:
     assert flags.size(value) == 0

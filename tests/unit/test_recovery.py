@@ -177,7 +177,9 @@ def test_data_set_aside_without_a_journal_is_left_to_the_operator(killed: Killed
     with pytest.raises(OperatorError) as caught:
         killed.recover()
     replaced = killed.working / "replaced"
-    assert caught.value.what.startswith(f"{replaced} holds delete_tasks.json, partitions, set aside")
+    assert caught.value.what.startswith(
+        f"{replaced} holds delete_tasks.json, partitions, set aside"
+    )
     assert f"move it back to {killed.data}" in caught.value.hint
     assert tree(killed.data) == before
     assert killed.service.asked == []

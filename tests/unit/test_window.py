@@ -174,7 +174,10 @@ def test_the_journal_is_kept_for_the_guard_only_if_the_stop_may_still_come(
 
 def test_a_server_that_stops_too_late_is_started_after_its_stop(world: World) -> None:
     world.service.on_stop = lambda: world.clock.after(STOP_TIMEOUT + 2, world.service.die)
-    with pytest.raises(OperatorError, match=r"not stop within 0\.5 seconds") as caught, world.window():
+    with (
+        pytest.raises(OperatorError, match=r"not stop within 0\.5 seconds") as caught,
+        world.window(),
+    ):
         pytest.fail("the block was entered")
     assert not isinstance(caught.value, StartFailed)
     # Not one start before it had stopped: that would have been to no avail.
@@ -189,9 +192,7 @@ def test_a_server_that_never_stops_is_told_as_one_that_may_stop_at_any_time(worl
         pytest.fail("the block was entered")
     failure = caught.value
     assert failure.what.startswith("VictoriaLogs did not stop within 0.5 seconds: ")
-    assert failure.what.endswith(
-        "; and then VictoriaLogs was told to stop and has not, after 6 s"
-    )
+    assert failure.what.endswith("; and then VictoriaLogs was told to stop and has not, after 6 s")
     assert failure.victorialogs == "it still runs, but may stop at any time"
     assert failure.hint.endswith("run: fakectl start")
     # The guard goes on where we end.
