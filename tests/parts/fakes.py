@@ -134,6 +134,8 @@ class FakeHooks(Hooks):
         # What the checks find, and what the occasions that end something were told.
         self.checks: dict[str, list[Check]] = {}
         self.told: dict[str, BaseException | None] = {}
+        # Which copy was put in place, by instance.
+        self.placed: dict[str, Path] = {}
         self.services: dict[str, ServiceManager] = {}
 
     @property
@@ -220,6 +222,7 @@ class FakeHooks(Hooks):
 
     def put_in_place(self, restore: Restore) -> PassResult:
         self._call("put_in_place", restore.name)
+        self.placed[restore.name] = restore.copy.path
         return PassResult(1, 2, 0.3)
 
     def prove_restore(self, restore: Restore) -> None:
