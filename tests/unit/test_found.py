@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.parts.fakes import Clock, FakeService
-from tests.support import make_backup, make_data
+from tests.support import make_backup
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Backup
 from vl_borg_hooks.services import ServiceState
@@ -27,7 +27,8 @@ class Place:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     clock = Clock()
     clock.install(monkeypatch)
-    data = make_data(tmp_path / "data", days=["20261122"])
+    data = tmp_path / "data"
+    data.mkdir()
     backup = make_backup(tmp_path)
     service = FakeService(data)
     backup.service = service
@@ -42,8 +43,8 @@ def test_service_and_lock_agree_that_it_runs(place: Place) -> None:
 
 @pytest.mark.parametrize("has_lock_file", [True, False])
 def test_service_and_lock_agree_that_it_is_stopped(place: Place, *, has_lock_file: bool) -> None:
-    if not has_lock_file:
-        Path(place.backup.data_directory, "flock.lock").unlink()
+    if has_lock_file:
+        Path(place.backup.data_directory, "flock.lock").touch()
     assert find_state(place.backup) is ServiceState.STOPPED
 
 
@@ -122,6 +123,5 @@ def test_an_error_says_that_the_state_is_unknown_if_the_lock_cannot_be_asked_for
     place: Place,
 ) -> None:
     lock_file = Path(place.backup.data_directory, "flock.lock")
-    lock_file.unlink()
     lock_file.symlink_to("elsewhere")
     assert describe_state(place.backup) == "the state of VictoriaLogs is unknown"

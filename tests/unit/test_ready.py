@@ -14,6 +14,7 @@ from vl_borg_hooks.plugin.checks import Check
 from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.steps import ready
 from vl_borg_hooks.system.hosts import Owner
+from vl_borg_hooks.transfer import rsync
 from vl_borg_hooks.victorialogs import flags
 
 
@@ -60,7 +61,8 @@ OWNER = Owner(998, 997)
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    monkeypatch.setattr(rsync, "check_version", lambda host: None)
     made = Place(tmp_path)
     yield made
     made.service.die()

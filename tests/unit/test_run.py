@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.parts.fakes import FakeService
-from tests.support import make_backup, make_data, said
+from tests.support import make_backup, said
 from vl_borg_hooks.actions.run import exclusive, explained, require
 from vl_borg_hooks.errors import Busy, OperatorError
 from vl_borg_hooks.plugin.checks import Check, check
@@ -20,7 +20,8 @@ from vl_borg_hooks.system.signals import Interrupted
 
 @pytest.fixture
 def backup(tmp_path: Path) -> Iterator[Backup]:
-    data = make_data(tmp_path / "data", days=["20261122"])
+    data = tmp_path / "data"
+    data.mkdir()
     backup = make_backup(tmp_path)
     service = FakeService(data, running=True)
     backup.service, backup.found = service, ServiceState.RUNNING

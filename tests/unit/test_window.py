@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.parts.fakes import Clock, FakeClient, FakeHooks, FakeService, no_guard, with_client
-from tests.support import make_backup, make_data, said
+from tests.support import make_backup, said
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Backup
 from vl_borg_hooks.runs.records import Journal
@@ -34,7 +34,8 @@ class World:
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = Clock()
         self.clock.install(monkeypatch)
-        data = make_data(directory / "data", days=["20261122"])
+        data = directory / "data"
+        data.mkdir()
         timeouts = {"stop_timeout": STOP_TIMEOUT, "start_timeout": START_TIMEOUT}
         self.backup: Backup = make_backup(directory, **timeouts)
         self.backup.records.create()
@@ -394,7 +395,8 @@ def test_a_killed_stop_is_waited_for_as_long_as_it_may_take(
     stop_timeout: int,
     seconds: int,
 ) -> None:
-    data = make_data(tmp_path / "data", days=["20261122"])
+    data = tmp_path / "data"
+    data.mkdir()
     backup = make_backup(tmp_path, stop_timeout=stop_timeout)
     service = FakeService(data, running=running)
     service.starts_after_stop = starts_after_stop
