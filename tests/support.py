@@ -19,7 +19,7 @@ import psutil
 from tests.parts.waiting import wait_until
 from vl_borg_hooks.actions.run import Setting
 from vl_borg_hooks.config import load
-from vl_borg_hooks.plugin.context import Backup
+from vl_borg_hooks.plugin.context import Backup, Restore
 from vl_borg_hooks.staging import verify
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.staging.manifest import Manifest
@@ -149,6 +149,19 @@ def publish(copy: StagingCopy, *, instance: str = "default") -> Manifest:
 
 def make_backup(directory: Path, **instance: object) -> Backup:
     """Make the backup of an instance with the options `instance`, all it needs in `directory`."""
+    setting = _setting(directory, instance)
+    return setting.backup(setting.loaded.config.instances[0])
+
+
+def make_restore(
+    directory: Path, copy: StagingCopy, manifest: Manifest, **instance: object
+) -> Restore:
+    """Make the restore of `copy` into an instance with the options `instance`."""
+    setting = _setting(directory, instance)
+    return setting.restore(setting.loaded.config.instances[0], copy, manifest, start=False)
+
+
+def _setting(directory: Path, instance: Mapping[str, object]) -> Setting:
     options = {
         "name": "default",
         "data_path": str(directory / "data"),
@@ -157,8 +170,7 @@ def make_backup(directory: Path, **instance: object) -> Backup:
         **instance,
     }
     config = write_config(directory / "config.yaml", [options], state_path=str(directory / "state"))
-    loaded = load(config)
-    return Setting(loaded).backup(loaded.config.instances[0])
+    return Setting(load(config))
 
 
 def encoded(value: object) -> bytes:

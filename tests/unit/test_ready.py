@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.support import FAKE_SSH, make_backup
+from tests.parts.fakes import FakeClient, FakeHost, FakeService, held, with_client
+from tests.support import FAKE_SSH, make_backup, make_copy, make_data, make_restore, said
+from vl_borg_hooks.plugin.checks import Check
+from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.steps import ready
+from vl_borg_hooks.system.hosts import Owner
+from vl_borg_hooks.transfer import rsync
+from vl_borg_hooks.victorialogs import flags
 
 
 @pytest.mark.parametrize(
@@ -28,3 +35,176 @@ def test_each_different_host_is_asked_for_its_rsync_once(
     checks = [found for found in ready.backup_checks(backup) if found.name.startswith("rsync")]
     assert [found.name for found in checks] == expected
     assert all(found.ok for found in checks)
+
+
+class Place:
+    """A restore of a copy of two days, 21 rows each, and the checks for it."""
+
+    def __init__(self, directory: Path, **options: object) -> None:
+        data = make_data(directory / "data", days=["20260101"])
+        copy = make_copy(directory / "extracted")
+        self.restore = make_restore(directory, copy, copy.manifest(), **options)
+        self.service = FakeService(data)
+        self.restore.service = self.service
+        self.host = FakeHost(owners={"/partitions": OWNER})
+        self.restore.host = self.host
+
+    def check(self, name: str) -> Check:
+        (found,) = [found for found in ready.restore_checks(self.restore) if found.name == name]
+        return found
+
+    def checks(self) -> list[str]:
+        return [found.name for found in ready.restore_checks(self.restore)]
+
+
+OWNER = Owner(998, 997)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    monkeypatch.setattr(rsync, "check_version", lambda host: None)
+    made = Place(tmp_path)
+    yield made
+    made.service.die()
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_restore_finds_out_whether_victorialogs_runs(place: Place, *, running: bool) -> None:
+    if running:
+        place.service.live()
+    found = place.check("VictoriaLogs")
+    assert found.ok
+    expected = ServiceState.RUNNING if running else ServiceState.STOPPED
+    assert place.restore.found is expected
+    assert found.what == f"VictoriaLogs is {expected.value}"
+
+
+def test_a_restore_of_lost_data_needs_no_lock_file(place: Place) -> None:
+    shutil.rmtree(place.restore.data_directory)
+    place.service.says = ServiceState.RUNNING
+    assert place.check("VictoriaLogs").ok
+    assert place.restore.found is ServiceState.RUNNING
+
+
+def test_data_that_another_server_has_is_not_replaced(place: Place) -> None:
+    with held(Path(place.restore.data_directory)):
+        found = place.check("VictoriaLogs")
+        names = place.checks()
+    assert not found.ok
+    assert found.what.startswith("the fake service is stopped, but a process holds the lock of ")
+    # Of whom would it be asked?
+    assert "retention" not in names
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_the_copy_needs_room_beside_the_data_that_it_replaces(place: Place, missing: int) -> None:
+    place.host.free = place.restore.manifest.bytes - missing
+    found = place.check("room")
+    assert found.ok is not bool(missing)
+    if missing:
+        assert f"the filesystem of {place.restore.data_directory} has" in found.what
+        assert "is kept until the restored data is proved" in found.hint
+
+
+@pytest.mark.parametrize("known", range(5))
+def test_restored_files_belong_to_the_first_owner_that_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: int
+) -> None:
+    """The config's, that of the data, of the service, of the directory, of what was backed up."""
+    config, data, service, directory, copied = (Owner(number, number) for number in range(1, 6))
+    place = Place(tmp_path, **({"restore": {"owner": "vl:vl"}} if known == 0 else {}))
+    place.host.users = {"vl:vl": config}
+    place.host.owners = {
+        **({"/data/partitions": data} if known <= 1 else {}),
+        **({"/data": directory} if known <= 3 else {}),
+    }
+    monkeypatch.setattr(FakeService, "owner", lambda _: service if known <= 2 else None)
+    place.restore.manifest = place.restore.manifest.model_copy(update={"owner": (5, 5)})
+    found = place.check("owner")
+    assert found.ok
+    assert place.restore.owner == (config, data, service, directory, copied)[known]
+    assert found.what.endswith(f"will belong to {place.restore.owner}")
+
+
+def test_files_that_nobody_is_known_to_own_belong_to_who_runs_this(place: Place) -> None:
+    place.host.owners = {}
+    place.restore.manifest = place.restore.manifest.model_copy(update={"owner": None})
+    found = place.check("owner")
+    assert (found.ok, place.restore.owner) == (True, None)
+    assert found.what.endswith("the user that runs this")
+
+
+def test_an_owner_that_the_host_does_not_know_is_refused(tmp_path: Path) -> None:
+    found = Place(tmp_path, restore={"owner": "nobody:nowhere"}).check("owner")
+    assert not found.ok
+    assert found.what == "this machine does not know nobody:nowhere, which restore: owner: names"
+
+
+def test_who_is_not_root_can_restore_only_files_of_its_own(place: Place) -> None:
+    place.host.user = 1000
+    found = place.check("owner")
+    assert not found.ok
+    assert found.what == "the restored files must belong to user 998, but user 1000 runs this"
+    place.host.user = OWNER.user
+    assert place.check("owner").ok
+    # Who owns it can't give it away, and has not to.
+    assert place.restore.owner is None
+
+
+@pytest.fixture
+def today(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retention of N days keeps what is not older than 20261122 minus N - 1."""
+    days = {"1d": "20261122", "2d": "20261121", "7d": "20261116", "0d": "20261123", "?": ""}
+    monkeypatch.setattr(flags, "oldest_kept_day", lambda value: days[value])
+
+
+@pytest.mark.usefixtures("today")
+@pytest.mark.parametrize("retention", ["2d", "7d", "?"])
+def test_a_copy_within_the_retention_is_restored_whole(
+    place: Place, monkeypatch: pytest.MonkeyPatch, retention: str
+) -> None:
+    place.service.live()
+    with_client(monkeypatch, FakeClient({"retentionPeriod": retention}))
+    assert place.check("retention").ok
+    assert place.restore.expected_rows == 42
+
+
+@pytest.mark.usefixtures("today")
+def test_rows_past_the_retention_are_not_expected_back(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.service.live()
+    with_client(monkeypatch, FakeClient({"retentionPeriod": "1d"}))
+    with said() as lines:
+        found = place.check("retention")
+    assert found.ok
+    assert found.what == (
+        "1 of 2 partitions (21 rows) are past -retentionPeriod: VictoriaLogs will delete them"
+    )
+    assert any(found.what in line for line in lines)
+    assert place.restore.expected_rows == 21
+
+
+@pytest.mark.usefixtures("today")
+def test_a_copy_that_victorialogs_would_delete_at_once_is_not_restored(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.service.live()
+    with_client(monkeypatch, FakeClient({"retentionPeriod": "0d"}))
+    found = place.check("retention")
+    assert not found.ok
+    assert "2 of 2 partitions (42 rows) are before 20261123" in found.what
+    assert "longer -retentionPeriod" in found.hint
+
+
+@pytest.mark.usefixtures("today")
+@pytest.mark.parametrize("why", ["stopped", "no url", "no answer"])
+def test_without_a_server_that_tells_its_retention_all_is_restored(
+    place: Place, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    clients = {"stopped": FakeClient({"retentionPeriod": "0d"}), "no answer": FakeClient(None)}
+    with_client(monkeypatch, clients.get(why))
+    if why != "stopped":
+        place.service.live()
+    assert place.check("retention").ok
+    assert place.restore.expected_rows == 42

@@ -1,0 +1,217 @@
+"""Which plugins there are, which of them wins, and what they add to the config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+import pluggy
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from tests.parts.fakes import FakeService
+from tests.support import write_config
+from vl_borg_hooks import steps
+from vl_borg_hooks.config import ConfigError, LoadedConfig, load
+from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.plugin import hookimpl, manager
+from vl_borg_hooks.plugin.checks import Check
+from vl_borg_hooks.plugin.context import Backup
+from vl_borg_hooks.services import ServiceFactory, ServiceManager
+from vl_borg_hooks.system.hosts import Host
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    channel: str = "#backups"
+    loud: bool = False
+
+
+class Plugin:
+    """A plugin with one service manager, one section of the config and one check."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.name, self.directory = name, directory
+
+    @hookimpl
+    def service_managers(self) -> Mapping[str, ServiceFactory]:
+        return {"ours": self.make, self.name: self.make}
+
+    def make(self, options: object, host: Host) -> ServiceManager:
+        service = FakeService(self.directory)
+        service.words = self.name
+        return service
+
+    @hookimpl
+    def plugin_options(self) -> Mapping[str, type[BaseModel]]:
+        return {"chat": Section}
+
+    @hookimpl
+    def backup_checks(self, backup: Backup) -> list[Check]:
+        return [Check(self.name, True, "")]
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *plugins: object) -> None:
+    """Have `plugins` be all that is installed, in this order."""
+
+    def register(self: pluggy.PluginManager, group: str) -> int:
+        assert group == "vl_borg_hooks"
+        for plugin in plugins:
+            self.register(plugin)
+        return len(plugins)
+
+    monkeypatch.setattr(pluggy.PluginManager, "load_setuptools_entrypoints", register)
+
+
+def configured(directory: Path, **sections: object) -> LoadedConfig:
+    instance = {
+        "name": "default",
+        "data_path": str(directory / "data"),
+        "staging_path": str(directory / "staging"),
+        "service": {"ours": {}},
+    }
+    return load(write_config(directory / "config.yaml", [instance], plugins=sections))
+
+
+def failing_to_load(self: pluggy.PluginManager, group: str) -> int:
+    raise ModuleNotFoundError("No module named 'moon'")
+
+
+def test_a_plugin_that_cannot_be_imported_is_no_plugin_to_go_on_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pluggy.PluginManager, "load_setuptools_entrypoints", failing_to_load)
+    with pytest.raises(OperatorError) as caught:
+        manager.load(steps.BUILT_IN)
+    assert caught.value.what == "a plugin could not be loaded: No module named 'moon'"
+    assert caught.value.hint == "fix or uninstall that plugin"
+
+
+def test_a_plugin_with_a_hook_that_does_not_exist_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plugin = ModuleType("misspelt")
+
+    @hookimpl
+    def before_stopp(target: object) -> None:
+        pass
+
+    vars(plugin)["before_stopp"] = before_stopp
+    install(monkeypatch, plugin)
+    with pytest.raises(OperatorError, match="before_stopp"):
+        manager.load(())
+
+
+def test_a_plugin_with_an_argument_that_does_not_exist_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plugin = ModuleType("misspelt")
+
+    @hookimpl
+    def before_stop(targett: object) -> None:
+        pass
+
+    vars(plugin)["before_stop"] = before_stop
+    install(monkeypatch, plugin)
+    with pytest.raises(OperatorError, match="targett"):
+        manager.load(())
+
+
+def test_the_service_manager_of_a_later_plugin_wins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, second = Plugin("systemd", tmp_path), Plugin("second", tmp_path)
+    install(monkeypatch, first, second)
+    hooks = manager.load(steps.BUILT_IN)
+    services = manager.additions(hooks, configured(tmp_path)).services
+    assert services["ours"] == second.make
+    # Of ours too.
+    assert services["systemd"] == first.make
+    assert set(services) >= {"ours", "systemd", "second", "command"}
+
+
+def test_a_step_of_a_plugin_takes_the_place_of_an_earlier_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    class Step:
+        def __init__(self, name: str, *, answers: bool) -> None:
+            self.name, self.answers = name, answers
+
+        @hookimpl
+        def stop_service(self) -> bool | None:
+            asked.append(self.name)
+            return self.answers or None
+
+    install(monkeypatch, Step("first", answers=True), Step("second", answers=True))
+    manager.load(()).stop_service(None)  # type: ignore[arg-type]
+    assert asked == ["second"]
+    asked.clear()
+    install(monkeypatch, Step("first", answers=True), Step("second", answers=False))
+    manager.load(()).stop_service(None)  # type: ignore[arg-type]
+    assert asked == ["second", "first"]
+
+
+def test_the_checks_of_all_plugins_come_in_the_order_of_the_plugins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch, Plugin("first", tmp_path), Plugin("second", tmp_path))
+    checks = manager.load(()).backup_checks(None)  # type: ignore[arg-type]
+    assert [check.name for check in checks] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "channel", "loud"),
+    [
+        ({}, "#backups", False),
+        ({"chat": {}}, "#backups", False),
+        ({"chat": {"channel": "#logs", "loud": True}}, "#logs", True),
+    ],
+)
+def test_a_plugin_is_given_its_section_or_the_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    sections: Mapping[str, object],
+    channel: str,
+    *,
+    loud: bool,
+) -> None:
+    install(monkeypatch, Plugin("a", tmp_path))
+    found = manager.additions(manager.load(()), configured(tmp_path, **sections)).of(Section)
+    assert (found.channel, found.loud) == (channel, loud)
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"chta": {}}, "plugins.chta: no plugin has this section; the nearest is chat"),
+        ({"chat": {"lod": True}}, "plugins.chat.lod: unknown key; the nearest valid key is loud"),
+        ({"chat": {"loud": "very"}}, "plugins.chat.loud: should be a valid boolean"),
+        ({"chat": "#logs"}, "plugins.chat: should be a valid dictionary"),
+    ],
+)
+def test_a_wrong_section_is_an_error_with_the_line_of_its_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sections: Mapping[str, object], expected: str
+) -> None:
+    install(monkeypatch, Plugin("a", tmp_path))
+    loaded = configured(tmp_path, **sections)
+    with pytest.raises(ConfigError) as caught:
+        manager.additions(manager.load(()), loaded)
+    (error,) = caught.value.errors
+    place, _, message = error.partition(": ")
+    assert message.startswith(expected)
+    line = loaded.path.read_text().splitlines()[int(place.rpartition(":")[2]) - 1]
+    assert expected.split(":")[0].rpartition(".")[2] in line
+
+
+def test_a_section_without_a_plugin_for_it_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch)
+    with pytest.raises(
+        ConfigError, match=r"plugins\.chat: no plugin that is installed has options"
+    ):
+        manager.additions(manager.load(()), configured(tmp_path, chat={}))

@@ -1,0 +1,192 @@
+"""What a killed run left is finished: VictoriaLogs and its data are as that run found them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.parts.fakes import Clock, FakeHooks, FakeService
+from tests.support import make_backup, make_data, said, tree
+from vl_borg_hooks.errors import InvalidCopy, OperatorError
+from vl_borg_hooks.runs.records import Journal
+from vl_borg_hooks.stop_window.recovery import recover
+from vl_borg_hooks.stop_window.window import StartFailed
+from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
+from vl_borg_hooks.victorialogs.swap import Swap, present
+
+
+class Killed:
+    """What a run was killed in the middle of; VictoriaLogs is down."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = Clock()
+        self.clock.install(monkeypatch)
+        self.data = make_data(directory / "data", days=["20261121", "20261122"])
+        (self.data / "delete_tasks.json").write_text("[]")
+        self.before = tree(self.data)
+        self.target = make_backup(directory, stop_timeout=0.5, start_timeout=5)
+        self.target.records.create()
+        self.service = FakeService(self.data)
+        self.target.service = self.service
+        self.hooks = FakeHooks()
+
+    @property
+    def working(self) -> Path:
+        return self.data / WORKING_DIRECTORY
+
+    def note(self, command: str, *, found_running: bool, replaced: list[str] | None = None) -> None:
+        self.target.records.note(Journal(command, found_running, replaced))
+
+    def swap(self, *, found_running: bool) -> None:
+        """Do what a restore had done until it was killed: the old set aside, half of the new."""
+        make_data(self.working / "incoming", days=["20200101"])
+        (self.working / "incoming" / "flock.lock").unlink()
+        (self.working / "incoming" / "extra.json").write_text("new")
+        names = present(self.target.host, str(self.data))
+        self.note("restore", found_running=found_running, replaced=names)
+        Swap(self.target.host, str(self.data), names).do()
+        (self.data / "extra.json").rename(self.working / "incoming" / "extra.json")
+        assert (self.data / "partitions/20200101").exists()
+        assert not (self.data / "delete_tasks.json").exists()
+
+    def recover(self) -> bool:
+        return recover(self.hooks, self.target)
+
+
+@pytest.fixture
+def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Killed]:
+    made = Killed(tmp_path, monkeypatch)
+    yield made
+    made.service.die()
+
+
+def test_nothing_to_recover_touches_nothing(killed: Killed) -> None:
+    assert not killed.recover()
+    assert killed.hooks.calls == []
+    assert killed.service.asked == []
+    assert tree(killed.data) == killed.before
+
+
+def test_what_a_killed_backup_stopped_is_started(killed: Killed) -> None:
+    killed.note("before-create", found_running=True)
+    with said() as lines:
+        assert killed.recover()
+    assert killed.service.running
+    assert killed.service.asked == ["start"]
+    assert killed.target.records.journal() is None
+    assert tree(killed.data) == killed.before
+    assert any("a before-create was killed" in line for line in lines)
+    assert any("VictoriaLogs is running again, as it was found" in line for line in lines)
+    # Nothing is left for the next one to do.
+    assert not killed.recover()
+
+
+def test_what_a_killed_backup_has_not_stopped_yet_goes_on(killed: Killed) -> None:
+    killed.service.live()
+    killed.note("before-create", found_running=True)
+    assert killed.recover()
+    assert killed.service.running
+    assert "stop" not in killed.service.asked
+
+
+def test_what_was_found_stopped_is_stopped_again(killed: Killed) -> None:
+    # A restore that was killed after its proof: the data stays, the server goes.
+    killed.service.live()
+    killed.note("restore", found_running=False)
+    with said() as lines:
+        assert killed.recover()
+    assert killed.service.asked == ["stop"]
+    assert not killed.service.running
+    assert killed.target.records.journal() is None
+    assert any("VictoriaLogs is stopped again, as it was found" in line for line in lines)
+
+
+def test_what_was_found_stopped_and_is_stays_so(killed: Killed) -> None:
+    killed.note("restore", found_running=False)
+    assert killed.recover()
+    assert killed.service.asked == []
+
+
+@pytest.mark.parametrize("found_running", [True, False])
+@pytest.mark.parametrize("serves_the_new", [True, False])
+def test_a_restore_that_was_killed_in_its_swap_is_undone(
+    killed: Killed, *, found_running: bool, serves_the_new: bool
+) -> None:
+    killed.swap(found_running=found_running)
+    if serves_the_new:
+        killed.service.live()
+    assert killed.recover()
+    assert tree(killed.data) == killed.before
+    assert killed.service.running is found_running
+    assert killed.target.records.journal() is None
+    asked = (["stop"] if serves_the_new else []) + (["start"] if found_running else [])
+    assert killed.service.asked == asked
+
+
+def test_data_is_brought_back_only_while_no_server_has_it(killed: Killed) -> None:
+    killed.swap(found_running=True)
+    killed.service.live()
+    killed.service.on_stop = lambda: None
+    before = tree(killed.data)
+    with pytest.raises(OperatorError, match=r"did not stop within 0\.5 seconds"):
+        killed.recover()
+    assert tree(killed.data) == before
+    journal = killed.target.records.journal()
+    assert journal
+    assert sorted(journal.replaced or ()) == ["delete_tasks.json", "partitions"]
+
+
+def test_data_that_was_brought_back_is_not_undone_again_if_the_start_fails(killed: Killed) -> None:
+    killed.swap(found_running=True)
+    killed.service.refusals = ["exit status 2"] * 100
+    with pytest.raises(StartFailed):
+        killed.recover()
+    assert killed.target.records.journal() == Journal("restore", found_running=True)
+    # What the server makes from here on is no restore's.
+    (killed.data / "made_by_the_server.json").write_text("[1]")
+    killed.service.refusals = []
+    assert killed.recover()
+    assert killed.service.running
+    assert (killed.data / "made_by_the_server.json").read_text() == "[1]"
+    assert not killed.working.exists()
+
+
+def test_a_start_that_fails_is_still_owed(killed: Killed) -> None:
+    killed.note("before-create", found_running=True)
+    killed.service.refusals = ["exit status 2"] * 100
+    with pytest.raises(StartFailed, match="VICTORIALOGS IS DOWN"):
+        killed.recover()
+    assert killed.target.records.journal() == Journal("before-create", found_running=True)
+
+
+def test_leftovers_of_a_backup_without_a_journal_are_removed(killed: Killed) -> None:
+    frozen = killed.working / "frozen" / "partitions"
+    frozen.mkdir(parents=True)
+    (frozen / "file").touch()
+    assert not killed.recover()
+    assert tree(killed.data) == killed.before
+    assert killed.service.asked == []
+
+
+def test_data_set_aside_without_a_journal_is_left_to_the_operator(killed: Killed) -> None:
+    killed.swap(found_running=True)
+    killed.target.records.clear_journal()
+    before = tree(killed.data)
+    with pytest.raises(OperatorError) as caught:
+        killed.recover()
+    replaced = killed.working / "replaced"
+    assert caught.value.what.startswith(
+        f"{replaced} holds delete_tasks.json, partitions, set aside"
+    )
+    assert f"move it back to {killed.data}" in caught.value.hint
+    assert tree(killed.data) == before
+    assert killed.service.asked == []
+
+
+def test_a_journal_that_makes_no_sense_is_left_to_the_operator(killed: Killed) -> None:
+    (killed.target.records.directory / "journal.json").write_text("{}")
+    with pytest.raises(InvalidCopy, match="is no journal"):
+        killed.recover()
+    assert killed.service.asked == []

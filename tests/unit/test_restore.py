@@ -1,0 +1,214 @@
+"""Which copies a restore takes, and in which order it calls the plugins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.parts.fakes import FakeHooks, FakeService, installed
+from tests.support import make_copy, said
+from vl_borg_hooks.actions import restore as action
+from vl_borg_hooks.actions.restore import restore, restore_extracted
+from vl_borg_hooks.config import LoadedConfig
+from vl_borg_hooks.errors import InvalidCopy, OperatorError
+from vl_borg_hooks.plugin.checks import Check
+from vl_borg_hooks.runs.records import Journal, RunRecords
+
+IN_ORDER = ["before_restore", "restore_checks", "put_in_place", "after_restore"]
+
+
+class Place:
+    """Instances `a` and `b`, and a directory that borgmatic has extracted to."""
+
+    def __init__(self, directory: Path, hooks: FakeHooks, loaded: LoadedConfig) -> None:
+        self.hooks, self.loaded = hooks, loaded
+        self.root = directory / "extracted"
+        self.root.mkdir()
+
+    def extract(self, name: str, *, where: str = "") -> Path:
+        """Have a copy of instance `name` be extracted."""
+        path = self.root / "var/lib/staging" / (where or name)
+        make_copy(path, instance=name)
+        return path
+
+    def restore(self, *names: str, every: bool = False, dry_run: bool = False) -> None:
+        instances = self.loaded.instances(names)
+        restore(self.loaded, instances, self.root, start=False, dry_run=dry_run, every=every)
+
+    @property
+    def restored(self) -> list[str]:
+        return list(self.hooks.placed)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    hooks, loaded = installed(monkeypatch, tmp_path, names=["a", "b"])
+    yield Place(tmp_path, hooks, loaded)
+    for service in hooks.services.values():
+        assert isinstance(service, FakeService)
+        service.die()
+
+
+def test_each_instance_gets_its_own_copy_wherever_that_was_extracted_to(place: Place) -> None:
+    paths = {"a": place.extract("a", where="one"), "b": place.extract("b", where="deep/two")}
+    place.restore()
+    assert place.hooks.placed == paths
+    assert place.hooks.calls == [(hook, name) for name in ("a", "b") for hook in IN_ORDER]
+    assert place.hooks.told == {"a": None, "b": None}
+
+
+def test_two_copies_of_one_instance_are_a_choice_that_the_operator_has_to_make(
+    place: Place,
+) -> None:
+    paths = place.extract("a", where="monday"), place.extract("a", where="tuesday")
+    with pytest.raises(InvalidCopy) as caught:
+        place.restore("a")
+    assert caught.value.what.startswith(f"{place.root} holds two copies of a: ")
+    assert all(str(path) in caught.value.what for path in paths)
+    assert caught.value.hint == "name one of them with --from"
+    assert place.hooks.calls == []
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_a_directory_without_any_copy_is_an_error(place: Place, *, every: bool) -> None:
+    with pytest.raises(InvalidCopy, match="holds no staging copy"):
+        place.restore(every=every)
+    assert place.hooks.calls == []
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_copies_of_other_instances_only_are_an_error(place: Place, *, every: bool) -> None:
+    place.extract("c")
+    with pytest.raises(InvalidCopy) as caught:
+        place.restore(every=every)
+    assert caught.value.what == f"{place.root} holds copies of c, none of a, b"
+    assert place.hooks.calls == []
+
+
+def test_an_instance_without_a_copy_is_left_as_it_is(place: Place) -> None:
+    place.extract("a")
+    with said() as lines:
+        place.restore()
+    assert f"{place.root} holds no copy of b: not restored" in lines
+    assert place.restored == ["a"]
+
+
+def test_an_instance_without_a_copy_that_was_asked_for_is_an_error_before_anything_is_touched(
+    place: Place,
+) -> None:
+    place.extract("a")
+    with pytest.raises(InvalidCopy) as caught:
+        place.restore("a", "b", every=True)
+    assert caught.value.what.endswith("holds copies of a, none of b")
+    assert place.hooks.calls == []
+
+
+def test_an_instance_that_was_not_asked_for_is_left_as_it_is(place: Place) -> None:
+    place.extract("a")
+    place.extract("b")
+    place.restore("b", every=True)
+    assert place.restored == ["b"]
+
+
+def test_a_copy_that_is_damaged_is_not_restored(place: Place) -> None:
+    path = place.extract("a")
+    (path / "data/partitions/20261122/datadb/18A0000000000000/index.bin").write_bytes(b"x")
+    with pytest.raises(InvalidCopy) as caught:
+        place.restore("a")
+    assert str(caught.value).startswith(f"a: {path}/data/partitions/20261122/")
+    assert place.hooks.calls == []
+
+
+def test_a_dry_run_makes_the_checks_and_nothing_else(place: Place) -> None:
+    place.extract("a")
+    with said() as lines:
+        place.restore("a", dry_run=True)
+    assert place.hooks.calls == [("restore_checks", "a")]
+    assert any("would restore 42 rows" in line for line in lines)
+    place.hooks.checks["a"] = [Check("room", False, "no room")]
+    with pytest.raises(OperatorError, match="no room"):
+        place.restore("a", dry_run=True)
+
+
+def test_what_a_killed_run_left_is_finished_before_anything_else(place: Place) -> None:
+    place.extract("a")
+    records = RunRecords(place.loaded.config.state_directory, "a")
+    records.create()
+    records.note(Journal("before-create", found_running=True))
+    place.restore("a")
+    assert place.hooks.names == ["start_service", "is_healthy", *IN_ORDER]
+
+
+@pytest.mark.parametrize("hook", ["before_restore", "restore_checks", "put_in_place"])
+def test_plugins_learn_of_a_failure_and_the_instances_after_it_are_not_restored(
+    place: Place, hook: str
+) -> None:
+    place.extract("a")
+    place.extract("b")
+    error = OperatorError("it failed")
+    place.hooks.failing(hook, error)
+    with pytest.raises(OperatorError) as caught:
+        place.restore()
+    assert caught.value is error
+    assert place.hooks.names == [*IN_ORDER[: IN_ORDER.index(hook) + 1], "after_restore"]
+    assert place.hooks.told == {"a": error}
+
+
+def test_a_check_that_fails_ends_the_restore(place: Place) -> None:
+    place.extract("a")
+    place.hooks.checks["a"] = [Check("room", False, "no room", "make some")]
+    with pytest.raises(OperatorError) as caught:
+        place.restore("a")
+    assert str(caught.value) == ("a: no room; VictoriaLogs is stopped as it was found; make some")
+    assert place.restored == []
+
+
+def test_an_after_restore_that_fails_does_not_hide_the_failure_of_the_restore(
+    place: Place,
+) -> None:
+    place.extract("a")
+    place.hooks.failing("put_in_place", OperatorError("it failed"))
+    place.hooks.failing("after_restore", RuntimeError("no chat"))
+    with said() as lines, pytest.raises(OperatorError, match="it failed"):
+        place.restore("a")
+    assert any("after_restore failed too: no chat" in line for line in lines)
+
+
+def test_an_after_restore_that_fails_is_the_failure_of_a_restore_that_went_well(
+    place: Place,
+) -> None:
+    place.extract("a")
+    place.hooks.failing("after_restore", RuntimeError("no chat"))
+    with pytest.raises(OperatorError, match="unexpected RuntimeError: no chat"):
+        place.restore("a")
+    assert place.hooks.names == IN_ORDER
+
+
+def on_extract(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, *, wanted: bool
+) -> tuple[Place, list[str]]:
+    """Instance `a`, extracted by a borgmatic, with `on_extract`; what `after-extract` has said."""
+    options = {"restore": {"on_extract": wanted}}
+    place = Place(directory, *installed(monkeypatch, directory, names=["a"], **options))
+    place.extract("a")
+    monkeypatch.setattr(action, "extract_destination", lambda: place.root)
+    with said() as lines:
+        restore_extracted(place.loaded, place.loaded.config.instances, dry_run=False)
+    return place, lines
+
+
+def test_what_was_extracted_is_restored_if_the_config_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, _ = on_extract(tmp_path, monkeypatch, wanted=True)
+    assert place.restored == ["a"]
+
+
+def test_what_was_extracted_is_only_that_unless_the_config_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, lines = on_extract(tmp_path, monkeypatch, wanted=False)
+    assert place.hooks.calls == []
+    assert lines == ["restore: on_extract: is not set for any instance: nothing is restored"]
