@@ -192,7 +192,8 @@ def test_a_stop_that_hangs(site: Site, killer: Killer) -> None:
 @contextlib.contextmanager
 def command_service(site: Site, stop_delay: float, **options: Any) -> Iterator[None]:
     """VictoriaLogs as an operator's own script runs it; site.unit is not used."""
-    argv = server_argv(site.executable, site.data, site.port, [SLOW_STOP])
+    flags = [] if stop_delay else [SLOW_STOP]
+    argv = server_argv(site.executable, site.data, site.port, flags)
     script = write_service(site.root / "service.py", argv, stop_delay)
     command = [sys.executable, str(script)]
     service = {verb: [*command, verb] for verb in ("stop", "start", "status")}
