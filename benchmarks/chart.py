@@ -1,7 +1,7 @@
 """Draw the stop window against the size of the data: JSON of stop_window.py in, SVG out.
 
 `python benchmarks/chart.py [results/stop-window.json [results/stop-window.svg]]`. Both axes are
-logarithmic. Colours and greys are such that it reads on GitHub's light and dark pages alike.
+logarithmic. The colours and greys can be read on GitHub's light and dark pages.
 """
 
 from __future__ import annotations

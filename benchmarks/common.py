@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 HOOKS = str(BIN / "vl-borg-hooks")
 
-# The command line as it was typed, where a benchmark runs itself again inside systemd's namespaces.
+# The command line as it was typed, for a benchmark that runs itself again inside systemd's namespaces.
 _TYPED = "BENCHMARK_COMMAND"
 
 Cells: TypeAlias = Sequence[str]
@@ -67,7 +67,7 @@ def working_directory(arguments: argparse.Namespace) -> Iterator[Path]:
 
 
 def victoria_logs() -> Path:
-    """The real VictoriaLogs; SystemExit where there is none: figures of a stand-in are worthless."""
+    """The real VictoriaLogs; SystemExit if there is none: figures of a stand-in are worthless."""
     found = find()
     if not found.real:
         sys.exit("no real VictoriaLogs: set VICTORIA_LOGS\n" + "\n".join(found.reasons))
@@ -89,7 +89,7 @@ def environment(directory: Path, **more: str) -> dict[str, str]:
 
 
 def run(argv: Sequence[str], env: Mapping[str, str] | None = None) -> str:
-    """Run `argv` to its end and return all that it said; RuntimeError with that where it fails."""
+    """Run `argv` to its end and return all that it said; RuntimeError with that if it fails."""
     done = subprocess.run(
         argv,
         env=env,
@@ -105,7 +105,7 @@ def run(argv: Sequence[str], env: Mapping[str, str] | None = None) -> str:
 
 
 def progress(text: str) -> None:
-    """Tell whoever watches what is going on."""
+    """Say what is going on."""
     print(f"# {text}", file=sys.stderr, flush=True)
 
 
@@ -183,7 +183,7 @@ def machine_line() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Whatever takes part in a measurement; empty where it is not installed."""
+    """The programs that take part in a measurement; empty if one is not installed."""
     found = {
         "vl-borg-hooks": [HOOKS, "--version"],
         "rsync": ["rsync", "--version"],

@@ -102,7 +102,7 @@ def real(workdir: Path, files: int, *, big_bytes: int = 0) -> Path:
     if big_bytes:
         _copy(_big_partition(workdir, big_bytes), made / "partitions" / BIG_DAY)
     # The server opens it, and merges and removes what it wants to, before anything is measured. That
-    # it has nothing more to do, it does not tell.
+    # it has nothing more to do is not shown anywhere.
     with VictoriaLogsProcess(common.victoria_logs(), made, free_port()) as running:
         time.sleep(2)
         running.stop(timeout=300)

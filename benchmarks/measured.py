@@ -1,4 +1,4 @@
-"""Run a program and tell what it cost: time, bytes read and written, memory.
+"""Run a program and say what it cost: time, bytes read and written, memory.
 
 Bytes are those of the whole tree of processes that it starts and waits for: when a process is
 waited for, the kernel adds its counts to those of who waits, up to this one's /proc/self/io. They
@@ -36,7 +36,7 @@ class Cost:
     """What one run cost, and what it said."""
 
     seconds: float
-    # Of all of its processes, which wall time on a busy machine or a noisy disk does not tell.
+    # Of all of its processes, which wall time on a busy machine or a noisy disk does not show.
     processor_seconds: float
     bytes_read: int
     bytes_written: int
@@ -46,7 +46,7 @@ class Cost:
 
 
 def measure(argv: Sequence[str], env: Mapping[str, str] | None = None) -> Cost:
-    """Run `argv` to its end, in a measuring process; RuntimeError where it fails."""
+    """Run `argv` to its end, in a measuring process; RuntimeError if it fails."""
     with tempfile.TemporaryDirectory() as directory:
         result = Path(directory, "result.json")
         done = subprocess.run(
@@ -65,9 +65,9 @@ def measure(argv: Sequence[str], env: Mapping[str, str] | None = None) -> Cost:
 
 
 class _Peak(threading.Thread):
-    """Watches the peak of a process's resident memory: the last look before its end tells.
+    """Watches the peak of a process's resident memory: the last look before its end counts.
 
-    What wait4 tells at the end would be the highest of its children, rsync, too.
+    What wait4 says at the end would be the highest of its children, rsync, too.
     """
 
     def __init__(self, pid: int) -> None:
@@ -97,7 +97,7 @@ def main(result: str, *argv: str) -> int:
     peak.start()
     status = child.wait()
     seconds = time.monotonic() - started
-    # Looked for again and again: there is no waiting for children with an end to it.
+    # Polled: there is no wait for children that has a time limit.
     deadline = time.monotonic() + ORPHANS_SECONDS
     with contextlib.suppress(ChildProcessError):
         while time.monotonic() < deadline:

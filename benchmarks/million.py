@@ -33,7 +33,7 @@ PROCESSOR = "processor_seconds"
 
 @final
 class Million:
-    """Ours and plain rsync in one place; a first run, and some where nothing has changed."""
+    """Ours and plain rsync in one place; a first run, and some after nothing has changed."""
 
     def __init__(self, tree: data.Tree, server: LockingServer, workdir: Path, copies: Path) -> None:
         config = place.write_config(

@@ -25,7 +25,7 @@ from tests.parts.ports import free_port
 from tests.parts.systemd import Systemd, victoria_logs_unit
 from tests.parts.victoria_logs import LogServer
 
-# What the process outside tells the one inside.
+# What the process outside says to the one inside.
 _INSIDE = "BENCHMARK_INSIDE"
 HEALTHY_SECONDS = 120
 # What VictoriaLogs says last before it ends, and first when it starts (app/victoria-logs/main.go).
@@ -42,7 +42,7 @@ def loop_device(workdir: Path, size: int) -> Iterator[Path]:
     them, however they end, and no namespace that others make meanwhile keeps it.
     """
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS) != 0:
-        raise OSError(ctypes.get_errno(), "no mount namespace of its own: are you root?")
+        raise OSError(ctypes.get_errno(), "no separate mount namespace: are you root?")
     common.run(["mount", "--make-rslave", "/"])
     image, mount = workdir / "other-filesystem.img", workdir / "other-filesystem"
     mount.mkdir(exist_ok=True)
@@ -62,7 +62,7 @@ def loop_device(workdir: Path, size: int) -> Iterator[Path]:
 def inside(workdir: Path, *, other_bytes: int) -> Path | None:
     """Return the second filesystem inside the namespaces; None outside, once all is done there.
 
-    Ends the program where it failed inside. Whoever gets None has nothing more to do.
+    Ends the program if it failed inside. A caller that gets None has nothing more to do.
     """
     if _INSIDE in os.environ:
         return Path(json.loads(os.environ[_INSIDE])["other"])
@@ -114,7 +114,7 @@ class Unit:
         common.run(["systemctl", "stop", self.name])
 
     def wait_healthy(self) -> None:
-        """TimeoutError where it does not come up."""
+        """TimeoutError if it does not come up."""
         self.server.wait_healthy(HEALTHY_SECONDS)
 
     def gap(self) -> float:

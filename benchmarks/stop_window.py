@@ -135,7 +135,7 @@ class Row:
         self.env = env
 
     def _run(self, way: str) -> tuple[Window, float | None]:
-        """Do it once; return what the client saw, and our own figure where it is ours."""
+        """Do it once; return what the client saw, and our own figure if the way is ours."""
         self.unit.change_a_little()
         if self.merged and way in (BARE, BORG):
             # Nothing comes between passes here, but there shall be as much to be archived.

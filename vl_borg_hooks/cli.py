@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(arguments)
     except BrokenPipeError:
-        # Whoever read our output has gone; there is nobody to tell.
+        # The reader of our output has gone, so there is no place to report to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except signals.Interrupted as interrupted:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Have all three open: in the place of a closed one, some other file would be written to."""
+    """Open those that are closed: in their place, some other file would be written to."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -197,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add("before-create", _before_create, "borgmatic, before create: make the staging copies")
     add("after-create", _after_create, "borgmatic, after create: release the staging copies")
-    add("after-extract", _after_extract, "borgmatic, after extract: restore where configured")
+    add("after-extract", _after_extract, "borgmatic, after extract: restore if the config says so")
     restore = add("restore", _restore, "put an extracted copy back and prove that it is served")
     restore.add_argument(
         "--from",
@@ -210,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument(
         "--start",
         action="store_true",
-        help="leave VictoriaLogs running where it was found stopped",
+        help="leave VictoriaLogs running if it was found stopped",
     )
     verify = add("verify", _verify, "check a staging or extracted copy; needs no server, no config")
     verify.add_argument("path", type=Path, metavar="PATH")

@@ -95,7 +95,7 @@ class HttpAuth(_Model):
         return self
 
     def password(self) -> str:
-        """Return the password; raises OperatorError where it can't be had."""
+        """Return the password; raises OperatorError if it can't be read."""
         if self.password_environment:
             if self.password_environment not in os.environ:
                 raise OperatorError(f"there is no ${self.password_environment} in the environment")
@@ -180,7 +180,7 @@ class LoadedConfig:
         return ConfigError([describe(self.path, self.lines, location, message)])
 
     def instances(self, names: Iterable[str]) -> list[Instance]:
-        """Return the instances called `names`, all where there are no names."""
+        """Return the instances called `names`, all if there are no names."""
         known = {instance.name: instance for instance in self.config.instances}
         wanted = list(dict.fromkeys(names)) or list(known)
         for name in wanted:
@@ -235,7 +235,7 @@ def _read(path: Path) -> str:
     try:
         with open(path, encoding="utf-8", opener=_not_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise OperatorError(f"{path} is no regular file")
+                raise OperatorError(f"{path} is not a regular file")
             _refuse_others(path, os.fstat(file.fileno()))
             _refuse_others(path.resolve().parent, path.resolve().parent.stat())
             text = file.read(LARGEST_CONFIG + 1)
@@ -245,7 +245,7 @@ def _read(path: Path) -> str:
             hint=f"run: vl-borg-hooks config generate --destination {path}",
         ) from None
     except UnicodeDecodeError:
-        raise ConfigError([f"{path}: is no UTF-8 text"]) from None
+        raise ConfigError([f"{path}: is not UTF-8 text"]) from None
     except OSError as error:
         raise OperatorError(f"could not read {path}: {error.strerror}") from None
     if len(text) > LARGEST_CONFIG:
@@ -254,12 +254,12 @@ def _read(path: Path) -> str:
 
 
 def _not_waiting(path: str, flags: int) -> int:
-    """Open for `open(..., opener=_not_waiting)`: a FIFO is no config, and not waited for."""
+    """Open for `open(..., opener=_not_waiting)`: a FIFO is not a config, and is not waited for."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _refuse_others(path: Path, status: os.stat_result) -> None:
-    """Raise where others than root and we can write `path`: it names commands that we run."""
+    """Raise if others than root and we can write `path`: it names commands that we run."""
     sticky_directory = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
     if status.st_uid not in (0, os.geteuid()):
         raise OperatorError(
@@ -284,10 +284,10 @@ def _parse(path: Path, text: str) -> tuple[object, dict[Location, int]]:
         return _plain(tree, (), lines), lines
     except MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError([f"{path}{line}: is no valid YAML: {error.problem}"]) from None
+        raise ConfigError([f"{path}{line}: is not valid YAML: {error.problem}"]) from None
     except Exception as error:  # noqa: BLE001 - ruamel.yaml has any for a tag that is out of place
         reason = (str(error).splitlines() or ["nested too deeply"])[0]
-        raise ConfigError([f"{path}: is no valid YAML: {reason}"]) from None
+        raise ConfigError([f"{path}: is not valid YAML: {reason}"]) from None
 
 
 def _plain(node: Any, location: Location, lines: dict[Location, int]) -> object:
@@ -386,6 +386,6 @@ def _conflicts(config: Config) -> Iterable[tuple[Location, str]]:
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Tell whether one path is the other or lies in it, links resolved as far as they exist."""
+    """Say whether one path is the other or lies in it; links are resolved as far as they exist."""
     first, second = (Path(os.path.realpath(path)) for path in (one, other))
     return first == second or first in second.parents or second in first.parents

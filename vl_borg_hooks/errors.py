@@ -1,4 +1,4 @@
-"""Failures that an operator is told about: one line, no traceback."""
+"""Failures that an operator reads: one line, no traceback."""
 
 
 class OperatorError(Exception):
@@ -39,7 +39,7 @@ class InvalidCopy(OperatorError):
 
 
 def unexpected(error: Exception) -> OperatorError:
-    """Return what the operator is told of an error that nobody has foreseen."""
+    """Return what the operator reads of an error that was not foreseen."""
     return OperatorError(
         f"unexpected {type(error).__name__}: {error}",
         hint="-v shows where it came from: a plugin, or a bug to report",

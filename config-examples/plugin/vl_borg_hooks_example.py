@@ -1,4 +1,4 @@
-"""An example plugin: a service manager, and a metric that tells monitoring of the stop window."""
+"""An example plugin: a service manager, and a metric that shows the stop window to monitoring."""
 
 from __future__ import annotations
 

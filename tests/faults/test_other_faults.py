@@ -274,7 +274,7 @@ def test_a_server_that_stops_later_than_we_wait(ready: Site, killer: Killer) -> 
     """The start that we asked for stays asked for."""
     row = Row(
         "VictoriaLogs stops after we gave up",
-        ("was told to stop and has not", "may stop at any time", "systemctl start"),
+        ("was asked to stop and has not", "may stop at any time", "systemctl start"),
         "unpublished",
     )
     ready.write_config(stop_timeout=1, start_timeout=2)

@@ -48,7 +48,7 @@ def test_a_device_is_named_with_its_path(tmp_path: Path) -> None:
     copy = make_copy(tmp_path / "copy")
     device = copy.data / "partitions/20261121/datadb/18A0000000000000/device"
     os.mknod(device, stat.S_IFCHR | 0o600, os.makedev(1, 5))
-    assert f"{device}: is no file or directory" in verify(copy).problems
+    assert f"{device}: is not a file or directory" in verify(copy).problems
 
 
 def test_a_state_directory_of_another_user_is_refused(tmp_path: Path) -> None:

@@ -255,20 +255,20 @@ def second(data: str = "/srv/data2", staging: str = "/srv/staging2", name: str =
             ["2: instances[0].name: ", "6: instances[0].urll: ", "7: colour: "],
         ),
         # No YAML at all, or none that we take.
-        (text(extra="url: ["), [": is no valid YAML: "]),
-        ("a: b\n\tc: d\n", ["2: is no valid YAML: "]),
-        (text(extra="name: twice"), ["6: is no valid YAML: found duplicate key"]),
-        ("&a [*a]\n", ["is no valid YAML: "]),
+        (text(extra="url: ["), [": is not valid YAML: "]),
+        ("a: b\n\tc: d\n", ["2: is not valid YAML: "]),
+        (text(extra="name: twice"), ["6: is not valid YAML: found duplicate key"]),
+        ("&a [*a]\n", ["is not valid YAML: "]),
         (
             "a: &a {b: *a}\n",
             ["instances: is missing", "1: a: unknown key; the nearest valid key is "],
         ),
-        ("a: *b\n", ["1: is no valid YAML: found undefined alias"]),
-        ("a: \x00\n", ["is no valid YAML: "]),
-        ("[" * 1000, ["is no valid YAML: "]),
-        ("a: !!timestamp 2001-99-99\n", ["is no valid YAML: "]),
-        ("a: 2001-99-99\n", ["is no valid YAML: "]),
-        (b"instances: \xff\xfe\n", ["is no UTF-8 text"]),
+        ("a: *b\n", ["1: is not valid YAML: found undefined alias"]),
+        ("a: \x00\n", ["is not valid YAML: "]),
+        ("[" * 1000, ["is not valid YAML: "]),
+        ("a: !!timestamp 2001-99-99\n", ["is not valid YAML: "]),
+        ("a: 2001-99-99\n", ["is not valid YAML: "]),
+        (b"instances: \xff\xfe\n", ["is not UTF-8 text"]),
         ("#" * (1 << 20) + "\n", ["is larger than 1048576 bytes"]),
     ],
 )
@@ -432,7 +432,7 @@ def test_a_directory_is_no_config(tmp_path: Path) -> None:
 @pytest.mark.timeout(10)
 def test_a_fifo_is_no_config_and_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.yaml", 0o600)
-    with pytest.raises(OperatorError, match=f"{tmp_path}/config.yaml is no regular file"):
+    with pytest.raises(OperatorError, match=f"{tmp_path}/config.yaml is not a regular file"):
         load(tmp_path / "config.yaml")
 
 

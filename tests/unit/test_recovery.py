@@ -206,6 +206,6 @@ def test_data_set_aside_without_a_journal_is_left_to_the_operator(killed: Killed
 
 def test_a_journal_that_makes_no_sense_is_left_to_the_operator(killed: Killed) -> None:
     (killed.target.records.directory / "journal.json").write_text("{}")
-    with pytest.raises(InvalidCopy, match="is no journal"):
+    with pytest.raises(InvalidCopy, match="is not a journal"):
         killed.recover()
     assert killed.service.asked == []

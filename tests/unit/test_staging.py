@@ -170,7 +170,7 @@ def test_a_name_that_no_terminal_shows_as_it_is_is_refused(
 ) -> None:
     path = copy.data / name
     path.touch() if kind == "file" else path.mkdir()
-    with pytest.raises(InvalidCopy, match="is no name in a copy"):
+    with pytest.raises(InvalidCopy, match="is not a name that a copy can hold"):
         copy.write_inventory()
 
 
@@ -198,7 +198,7 @@ def test_a_walk_comes_in_the_order_that_is_compared(tmp_path: Path) -> None:
 
 def test_an_inventory_is_refused_for_a_mirror_with_a_link(copy: StagingCopy) -> None:
     (copy.data / "link").symlink_to("/etc")
-    with pytest.raises(InvalidCopy, match=r"data/link: is no file or directory"):
+    with pytest.raises(InvalidCopy, match=r"data/link: is not a file or directory"):
         copy.write_inventory()
 
 

@@ -171,36 +171,39 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "link": (
         lambda copy: (copy.path / PART / "link").symlink_to("/etc/passwd"),
-        f"{PART}/link: is no file or directory",
+        f"{PART}/link: is not a file or directory",
     ),
     "link for a file": (
         each(
             lambda copy: (copy.path / PART / "index.bin").rename(copy.path / "moved"),
             lambda copy: (copy.path / PART / "index.bin").symlink_to(copy.path / "moved"),
         ),
-        f"{PART}/index.bin: is no file or directory",
+        f"{PART}/index.bin: is not a file or directory",
     ),
     "directory loop": (
         lambda copy: (copy.path / DAY / "loop").symlink_to(copy.data),
-        f"{DAY}/loop: is no file or directory",
+        f"{DAY}/loop: is not a file or directory",
     ),
-    "fifo": (lambda copy: os.mkfifo(copy.path / PART / "fifo"), f"{PART}/fifo: is no file or"),
-    "socket": (lambda copy: bind_socket(copy, f"{PART}/socket"), f"{PART}/socket: is no file or"),
+    "fifo": (lambda copy: os.mkfifo(copy.path / PART / "fifo"), f"{PART}/fifo: is not a file or"),
+    "socket": (
+        lambda copy: bind_socket(copy, f"{PART}/socket"),
+        f"{PART}/socket: is not a file or",
+    ),
     "too deep": (
         lambda copy: (copy.data / "/".join("d" * (DEEPEST + 1))).mkdir(parents=True),
         f"data/{'/'.join('d' * DEEPEST)}/d: is nested deeper than",
     ),
     "newline in a name": (
         lambda copy: write(copy, f"{PART}/a\nb", b""),
-        f"{PART}/a\\nb: is no name in a copy",
+        f"{PART}/a\\nb: is not a name that a copy can hold",
     ),
     "escape sequence in a name": (
         lambda copy: write(copy, f"{PART}/a\x1b[2Jb", b""),
-        f"{PART}/a\\x1b[2Jb: is no name in a copy",
+        f"{PART}/a\\x1b[2Jb: is not a name that a copy can hold",
     ),
     "name that is no UTF-8": (
         lambda copy: write(copy, PART + os.fsdecode(b"/a\xff"), b""),
-        f"{PART}/a\\udcff: is no name in a copy",
+        f"{PART}/a\\udcff: is not a name that a copy can hold",
     ),
     "manifest that is a link": (
         each(
@@ -211,23 +214,23 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "manifest that is a FIFO": (
         each(lambda copy: copy.manifest_path.unlink(), lambda copy: os.mkfifo(copy.manifest_path)),
-        "manifest.json: is no regular file",
+        "manifest.json: is not a regular file",
     ),
     "manifest that is a directory": (
         each(lambda copy: copy.manifest_path.unlink(), lambda copy: copy.manifest_path.mkdir()),
-        "manifest.json: is no regular file",
+        "manifest.json: is not a regular file",
     ),
     "manifest that is no JSON": (
         lambda copy: write(copy, "manifest.json", b"{"),
-        "manifest.json: is no valid JSON",
+        "manifest.json: is not valid JSON",
     ),
     "empty manifest": (
         lambda copy: write(copy, "manifest.json", b""),
-        "manifest.json: is no valid JSON",
+        "manifest.json: is not valid JSON",
     ),
     "deeply nested manifest": (
         lambda copy: write(copy, "manifest.json", b'{"format": ' + b"[" * 200_000),
-        "manifest.json: is no valid JSON",
+        "manifest.json: is not valid JSON",
     ),
     "huge manifest": (
         lambda copy: os.truncate(copy.manifest_path, (16 << 20) + 1),
@@ -248,15 +251,15 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         each(
             lambda copy: copy.inventory_path.unlink(), lambda copy: os.mkfifo(copy.inventory_path)
         ),
-        "inventory.jsonl: is no regular file",
+        "inventory.jsonl: is not a regular file",
     ),
     "inventory with a line more": (
         lambda copy: lengthen(copy, "inventory.jsonl"),
-        "inventory.jsonl: has a line that is no entry",
+        "inventory.jsonl: has a line that is not an entry",
     ),
     "deeply nested inventory": (
         lambda copy: write(copy, "inventory.jsonl", b"[" * 200_000),
-        "inventory.jsonl: has a line that is no entry",
+        "inventory.jsonl: has a line that is not an entry",
     ),
 }
 
@@ -293,19 +296,19 @@ def change_manifest(copy: StagingCopy, **changes: object) -> None:
         ({"format": 2}, "has format 2, this version reads 1"),
         ({"format": ...}, "has format None, this version reads 1"),
         ({"format": "1"}, "has format '1', this version reads 1"),
-        ({"rows": "42"}, "is no manifest: rows is wrong"),
-        ({"rows": 42.5}, "is no manifest: rows is wrong"),
-        ({"rows": None}, "is no manifest: rows is wrong"),
-        ({"rows": ...}, "is no manifest: rows is wrong"),
-        ({"owner": [0]}, "is no manifest: owner.1 is wrong"),
-        ({"partitions": {}}, "is no manifest: partitions is wrong"),
-        ({"partitions": [{}]}, "is no manifest: partitions.0.name is wrong"),
-        ({"colour": "red"}, "is no manifest: colour is wrong"),
-        ({"instance": 5}, "is no manifest: instance is wrong"),
-        ({"instance": "x: ok\ny"}, "is no manifest: instance is wrong"),
-        ({"created": "\x1b[2J"}, "is no manifest: created is wrong"),
-        ({"created": "\ud800"}, "is no manifest: text is wrong"),
-        ({"rows": int("9" * 4300)}, "is no manifest: rows is wrong"),
+        ({"rows": "42"}, "is not a manifest: rows is wrong"),
+        ({"rows": 42.5}, "is not a manifest: rows is wrong"),
+        ({"rows": None}, "is not a manifest: rows is wrong"),
+        ({"rows": ...}, "is not a manifest: rows is wrong"),
+        ({"owner": [0]}, "is not a manifest: owner.1 is wrong"),
+        ({"partitions": {}}, "is not a manifest: partitions is wrong"),
+        ({"partitions": [{}]}, "is not a manifest: partitions.0.name is wrong"),
+        ({"colour": "red"}, "is not a manifest: colour is wrong"),
+        ({"instance": 5}, "is not a manifest: instance is wrong"),
+        ({"instance": "x: ok\ny"}, "is not a manifest: instance is wrong"),
+        ({"created": "\x1b[2J"}, "is not a manifest: created is wrong"),
+        ({"created": "\ud800"}, "is not a manifest: text is wrong"),
+        ({"rows": int("9" * 4300)}, "is not a manifest: rows is wrong"),
         ({"files": 23}, "says 23 files, but there are 24"),
         ({"bytes": -1}, "says -1 bytes, but there are "),
     ],
@@ -331,7 +334,7 @@ def test_a_partition_that_would_not_be_in_the_copy_is_none(
     partitions = json.loads(copy.manifest_path.read_bytes())["partitions"]
     partitions[0]["name"] = name
     change_manifest(copy, partitions=partitions)
-    expected = f"{copy.manifest_path}: is no manifest: partitions.0.name is wrong"
+    expected = f"{copy.manifest_path}: is not a manifest: partitions.0.name is wrong"
     assert problems_of(copy, capsys) == [expected]
 
 
@@ -340,7 +343,7 @@ def test_partitions_whose_rows_have_no_printable_sum_are_a_problem_and_no_crash(
 ) -> None:
     partitions = json.loads(copy.manifest_path.read_bytes())["partitions"]
     change_manifest(copy, partitions=[{**each, "rows": int("9" * 4300)} for each in partitions])
-    expected = f"{copy.manifest_path}: is no manifest: partitions.0.rows is wrong"
+    expected = f"{copy.manifest_path}: is not a manifest: partitions.0.rows is wrong"
     assert problems_of(copy, capsys) == [expected]
 
 
@@ -351,7 +354,7 @@ def test_an_inventory_tells_of_nothing_outside_of_the_copy(
     content = copy.inventory_path.read_bytes() + json.dumps(entry).encode() + b"\n"
     copy.inventory_path.write_bytes(content)
     change_manifest(copy, inventory_sha256=hashlib.sha256(content).hexdigest())
-    expected = f"{copy.inventory_path}: has a line that is no entry"
+    expected = f"{copy.inventory_path}: has a line that is not an entry"
     assert problems_of(copy, capsys) == [expected]
 
 
@@ -400,11 +403,11 @@ INNER: dict[str, tuple[Damage, str]] = {
     ),
     "no partition": (
         lambda copy: (copy.path / DAY).rename(copy.data / "partitions/x"),
-        "data/partitions/x: is no partition (YYYYMMDD): VictoriaLogs would not start",
+        "data/partitions/x: is not a partition (YYYYMMDD): VictoriaLogs would not start",
     ),
     "no partition, though its digits are such": (
         lambda copy: (copy.path / DAY).rename(copy.data / "partitions/٢٠٢٦١١٢١"),
-        "data/partitions/٢٠٢٦١١٢١: is no partition (YYYYMMDD): VictoriaLogs would not start",
+        "data/partitions/٢٠٢٦١١٢١: is not a partition (YYYYMMDD): VictoriaLogs would not start",
     ),
     "partition without datadb": (
         lambda copy: remove(copy, f"{DAY}/datadb"),
@@ -424,11 +427,11 @@ INNER: dict[str, tuple[Damage, str]] = {
     ),
     "parts.json that is no list": (
         lambda copy: write(copy, f"{DAY}/datadb/parts.json", b"{}"),
-        f"{DAY}/datadb/parts.json: is no JSON list of part names",
+        f"{DAY}/datadb/parts.json: is not a JSON list of part names",
     ),
     "parts.json that leads out": (
         lambda copy: write(copy, f"{DAY}/datadb/parts.json", b'["../../.."]'),
-        f"{DAY}/datadb/parts.json: lists '../../..', which is no part name",
+        f"{DAY}/datadb/parts.json: lists '../../..', which is not a part name",
     ),
     "parts.json that lists a part twice": (
         lambda copy: write(
@@ -438,7 +441,7 @@ INNER: dict[str, tuple[Damage, str]] = {
     ),
     "deeply nested parts.json": (
         lambda copy: write(copy, f"{DAY}/datadb/parts.json", b"[" * 200_000),
-        f"{DAY}/datadb/parts.json: is no valid JSON",
+        f"{DAY}/datadb/parts.json: is not valid JSON",
     ),
     "huge parts.json": (
         lambda copy: os.truncate(copy.path / DAY / "datadb/parts.json", (16 << 20) + 1),
@@ -446,7 +449,7 @@ INNER: dict[str, tuple[Damage, str]] = {
     ),
     "part name that no file can have": (
         lambda copy: write(copy, f"{DAY}/datadb/parts.json", b'["\\ud800"]'),
-        f"{DAY}/datadb/parts.json: lists '\\ud800', which is no part name",
+        f"{DAY}/datadb/parts.json: lists '\\ud800', which is not a part name",
     ),
     "part name that is too long": (
         lambda copy: write(copy, f"{DAY}/datadb/parts.json", json.dumps(["x" * 300]).encode()),
@@ -454,7 +457,7 @@ INNER: dict[str, tuple[Damage, str]] = {
     ),
     "metadata.json that is no object": (
         lambda copy: write(copy, f"{PART}/metadata.json", b"[]"),
-        f"{PART}/metadata.json: is no JSON object",
+        f"{PART}/metadata.json: is not a JSON object",
     ),
     "metadata.json without rows": (
         lambda copy: write(copy, f"{PART}/metadata.json", b'{"RowsCount": "10"}'),
@@ -470,7 +473,7 @@ INNER: dict[str, tuple[Damage, str]] = {
     ),
     "index metadata.json that is no JSON": (
         lambda copy: write(copy, f"{INDEX}/metadata.json", b"x"),
-        f"{INDEX}/metadata.json: is no valid JSON",
+        f"{INDEX}/metadata.json: is not valid JSON",
     ),
     "huge metadata.json": (
         lambda copy: os.truncate(copy.path / PART / "metadata.json", (1 << 20) + 1),
@@ -569,7 +572,7 @@ def test_nothing_is_read_through_a_link(copy: StagingCopy, tmp_path: Path) -> No
     outside = tmp_path / "outside"
     (copy.path / PART).rename(outside)
     (copy.path / PART).symlink_to(outside)
-    assert verify(copy).problems == [f"{copy.path / PART}: is no file or directory"]
+    assert verify(copy).problems == [f"{copy.path / PART}: is not a file or directory"]
 
 
 # Arbitrary content: a problem at most, never another exception.

@@ -193,7 +193,7 @@ def test_a_server_that_never_stops_is_told_as_one_that_may_stop_at_any_time(worl
         pytest.fail("the block was entered")
     failure = caught.value
     assert failure.what.startswith("VictoriaLogs did not stop within 0.5 seconds: ")
-    assert failure.what.endswith("; and then VictoriaLogs was told to stop and has not, after 6 s")
+    assert failure.what.endswith("; and then VictoriaLogs was asked to stop and has not, after 6 s")
     assert failure.victorialogs == "it still runs, but may stop at any time"
     assert failure.hint.endswith("run: fakectl start")
     # The guard goes on where we end.

@@ -61,7 +61,7 @@ def borgmatic_include(loaded: LoadedConfig, instances: Sequence[Instance]) -> st
 
 
 def write_new(path: Path, text: str) -> None:
-    """Write `text` to `path`, for us to write only; raises OperatorError where it exists."""
+    """Write `text` to `path`, for us to write only; raises OperatorError if it exists."""
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         if os.path.lexists(path):
@@ -84,7 +84,7 @@ def _hook_command(argv: Sequence[str]) -> str:
 
 
 def _yaml_string(text: str) -> str:
-    """Return `text` as a YAML scalar, quoted where it must be."""
+    """Return `text` as a YAML scalar, quoted if it has to be."""
     return (
         text if re.fullmatch(r"/[\w./ =-]*[\w./=-]", text) else "'" + text.replace("'", "''") + "'"
     )

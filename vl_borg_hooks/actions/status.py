@@ -24,11 +24,11 @@ class Overview:
 
     instance: str
     service: str
-    # `running` or `stopped`, or why that can't be told.
+    # `running` or `stopped`, or why that is not known.
     victorialogs: str
-    # None where the staging copy is not published.
+    # None if the staging copy is not published.
     manifest: Manifest | None
-    # Who archives the staging copy now; empty for nobody.
+    # Who archives the staging copy now; empty if no one does.
     lease: str
     # Which run is on now; empty for none.
     run: str

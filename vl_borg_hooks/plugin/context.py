@@ -107,7 +107,7 @@ class Target:
 
     @property
     def stop_may_still_come(self) -> bool:
-        """Whether VictoriaLogs was told to stop, and may do so after anything that we start."""
+        """Whether VictoriaLogs was asked to stop, and may do so after anything that we start."""
         return self.stop.is_open and not self.service.starts_after_stop
 
     def options(self, model: type[Options]) -> Options:

@@ -1,4 +1,4 @@
-"""The borgmatic that runs us: who it is, and what it was told to do."""
+"""The borgmatic that runs us: which process it is, and its options."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def calling_process() -> Holder:
 def extract_destination() -> Path:
     """Return where the borgmatic that this hook runs under has extracted to.
 
-    borgmatic runs hooks in the directory that it extracts relative to, and tells them nothing of
-    `--destination`; but that is on its command line. Raises OperatorError where we run under none.
+    borgmatic runs hooks in the directory that it extracts relative to, and says nothing about
+    `--destination`; but that is on its command line. Raises OperatorError if no borgmatic runs us.
     """
     borgmatic = _ancestor()
     if borgmatic is None:
@@ -45,13 +45,13 @@ def extract_destination() -> Path:
 
 
 def _ancestor() -> psutil.Process | None:
-    """Return the nearest process above us that is borgmatic, None where there is none."""
+    """Return the nearest process above us that is borgmatic, None if there is none."""
     try:
         for process in psutil.Process().parents():
             # `borgmatic ...` as a script, its interpreter before it, or `python -m borgmatic`.
             if any(os.path.basename(argument) == "borgmatic" for argument in process.cmdline()[:3]):
                 return process
     except psutil.Error:
-        # A parent that ended meanwhile is no borgmatic that waits for us.
+        # A parent that ended meanwhile is not a borgmatic that waits for us.
         return None
     return None

@@ -29,7 +29,7 @@ LOCK_WAIT_SECONDS = 8
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds something, told apart from a later one with the same id."""
+    """A process that holds something; not a later one with the same id."""
 
     pid: int
     created: float
@@ -38,7 +38,7 @@ class Holder:
 
     @classmethod
     def of(cls, pid: int, command: str) -> Holder:
-        """Return process `pid` as a holder since now; raises OperatorError where it has ended."""
+        """Return process `pid` as a holder since now; raises OperatorError if it has ended."""
         import psutil
 
         try:
@@ -48,7 +48,7 @@ class Holder:
         return cls(pid, created, command, datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     def is_alive(self) -> bool:
-        """Tell whether that very process still runs."""
+        """Say whether that same process still runs."""
         import psutil
 
         try:
@@ -72,7 +72,7 @@ class Journal:
     """What a run has begun and owes the end of.
 
     `command` began it; VictoriaLogs was found running or not; `replaced` are the names of what a
-    restore replaces in the data directory, None where it is not at that yet or has proved the
+    restore replaces in the data directory, None if it is not at that yet or has proved the
     result.
     """
 
@@ -153,11 +153,11 @@ class RunRecords:
         return self.directory / "journal.json"
 
     def note(self, journal: Journal) -> None:
-        """Write `journal` down for good, before what it tells of is begun."""
+        """Write `journal` to the disk, before what it names is begun."""
         files.write_atomically(self._journal, json.dumps(asdict(journal)).encode())
 
     def journal(self) -> Journal | None:
-        """Return what a run left undone, None where it left nothing; raises InvalidCopy.
+        """Return what a run left undone, None if it left nothing; raises InvalidCopy.
 
         Only the run that holds the lock may ask: for others a run may be in its stop window.
         """
@@ -170,7 +170,7 @@ class RunRecords:
         except InvalidCopy as error:
             raise InvalidCopy(error.what, hint=hint) from None
         except ValidationError:
-            raise InvalidCopy(f"{self._journal}: is no journal", hint=hint) from None
+            raise InvalidCopy(f"{self._journal}: is not a journal", hint=hint) from None
 
     @property
     def has_journal(self) -> bool:
@@ -186,7 +186,7 @@ class RunRecords:
         return self.directory / "lease.json"
 
     def lease_holder(self) -> Holder | None:
-        """Return the living process that is archiving the staging copy, None where there is none."""
+        """Return the living process that is archiving the staging copy, None if there is none."""
         try:
             holder = _parse_holder(self._lease.read_bytes())
         except FileNotFoundError:
@@ -198,7 +198,7 @@ class RunRecords:
         files.write_atomically(self._lease, json.dumps(asdict(holder)).encode())
 
     def release_lease(self) -> None:
-        """Give the staging copy back; no error where there is no lease."""
+        """Give the staging copy back; no error if there is no lease."""
         files.remove(self._lease)
 
 

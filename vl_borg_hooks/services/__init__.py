@@ -21,7 +21,7 @@ class ServiceManager(ABC):
     """Starts and stops one VictoriaLogs.
 
     Every method may raise OperatorError. None of them waits for VictoriaLogs: the lock of the data
-    directory tells when it has stopped, `/health` when it serves again.
+    directory shows when it has stopped, `/health` when it serves again.
     """
 
     # Whether a start that is asked for after a stop takes place after it, even if the run that
@@ -54,7 +54,7 @@ class ServiceManager(ABC):
         return ""
 
     def owner(self) -> Owner | None:
-        """Return whom VictoriaLogs runs as, None if the manager can't tell."""
+        """Return the user that VictoriaLogs runs as, None if the manager does not know."""
         return None
 
     def start_command(self) -> str:

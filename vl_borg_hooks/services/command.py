@@ -12,7 +12,7 @@ from vl_borg_hooks.services import ServiceManager, ServiceState
 from vl_borg_hooks.system.hosts import Host
 
 # LSB and systemctl(1): `status` exits with 0 for running and 3 for stopped; pgrep(1) with 1 for
-# not found. Any other status is a failure to tell, and so never taken for "stopped".
+# not found. Any other status says neither, and is never taken for "stopped".
 RUNNING_STATUS = 0
 STOPPED_STATUSES = (1, 3)
 

@@ -13,7 +13,7 @@ from vl_borg_hooks.services import ServiceManager, ServiceState
 from vl_borg_hooks.system.commands import Completed
 from vl_borg_hooks.system.hosts import Host, Owner
 
-# systemctl talks to systemd over a socket and answers at once, or something is badly wrong.
+# systemctl talks to systemd over a socket and answers immediately, or something is badly wrong.
 ANSWER_SECONDS = 30
 SETTLE_SECONDS = 90
 POLL_SECONDS = 0.05

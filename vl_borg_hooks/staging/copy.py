@@ -41,7 +41,7 @@ class StagingCopy:
 
     @property
     def manifest_path(self) -> Path:
-        """The manifest, whose presence publishes the copy."""
+        """The manifest: while it is there, the copy is published."""
         return self.path / MANIFEST
 
     @property
@@ -50,7 +50,7 @@ class StagingCopy:
         return self.path / INVENTORY
 
     def create(self) -> None:
-        """Make the directory where it is missing, for us only; raises OperatorError."""
+        """Make the directory if it is missing, for us only; raises OperatorError."""
         files.private_directory(self.path)
         files.private_directory(self.data)
 
@@ -68,7 +68,7 @@ class StagingCopy:
         return manifest.read(self.manifest_path)
 
     def write_inventory(self, directories: Iterable[Directory] | None = None) -> Totals:
-        """List all files of the mirror, as they are or as `directories` that were walked tell.
+        """List all files of the mirror, as they are or as `directories` that were walked say.
 
         Raises InvalidCopy for what no mirror may hold.
         """
@@ -83,7 +83,7 @@ class StagingCopy:
 def find_copies(root: Path) -> list[StagingCopy]:
     """Return the copies at or below `root`, wherever an extraction has put them.
 
-    Raises InvalidCopy where there is none.
+    Raises InvalidCopy if there is none.
     """
     found: list[StagingCopy] = []
     pending = [root]

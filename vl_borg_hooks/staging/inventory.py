@@ -48,7 +48,7 @@ class Directory:
         `path` is relative to the mirror.
         """
         self.path = path
-        # When it last changed, in nanoseconds since 1970, where that tells whether it has changed
+        # When it last changed, in nanoseconds since 1970, if that shows whether it has changed
         # since: 0 for one that has others in it, or that changed only just now.
         self.changed = changed
         self._files = files
@@ -122,7 +122,7 @@ def read(path: Path, expected_sha256: str) -> Iterator[Directory]:
                 digest.update(line)
                 yield _parse_line(path, line)
     except files.NotRegular:
-        raise InvalidCopy(f"{path}: is no regular file") from None
+        raise InvalidCopy(f"{path}: is not a regular file") from None
     except OSError as error:
         raise InvalidCopy(f"{path}: can't be read: {files.reason(error)}") from None
     if digest.hexdigest() != expected_sha256:
@@ -133,8 +133,8 @@ def _parse_line(inventory: Path, line: bytes) -> Directory:
     try:
         path, sizes = json.loads(line)
     except (ValueError, TypeError, RecursionError):
-        raise InvalidCopy(f"{inventory}: has a line that is no entry") from None
-    # Of what a walk can't come to, nothing is told either: it is not below the mirror.
+        raise InvalidCopy(f"{inventory}: has a line that is not an entry") from None
+    # A path that a walk can't come to is not below the mirror, and is not an entry.
     if not (
         isinstance(path, str)
         and (not path or all(map(is_part_name, path.split("/"))))
@@ -142,5 +142,5 @@ def _parse_line(inventory: Path, line: bytes) -> Directory:
         and all(map(is_part_name, sizes))
         and all(type(size) is int and size >= 0 for size in sizes.values())
     ):
-        raise InvalidCopy(f"{inventory}: has a line that is no entry")
+        raise InvalidCopy(f"{inventory}: has a line that is not an entry")
     return Directory(path, sizes)

@@ -1,11 +1,11 @@
 """What is known of the last published copy, so that what is as it was then is not looked at again.
 
 The inventory lists every directory of the copy. Beside the instance's state we keep, for each of
-its lines, when that directory last changed by its ctime, which nobody can set back: an entry that is
+its lines, when that directory last changed by its ctime, which no one can set back: an entry that is
 made, removed or replaced, as rsync replaces files, changes it. A million files are some 80,000
 directories.
 
-The files are looked at once in every run all the same, since one that is damaged where it lies
+The files are looked at once in every run nevertheless: one that is damaged in its place
 changes no directory, and one that is shared with the data, as a hard link, can be damaged there. That
 is done before the warm pass, which then has only to copy what is new, by VictoriaLogs' lists of parts.
 rsync would look at each file twice: here and in the data.
@@ -108,16 +108,16 @@ class LastPublished:
         return cls(copy, manifest, numbers, compared)
 
     def look(self) -> bool:
-        """Look at every file, and tell whether all is as it was published.
+        """Look at every file, and say whether all is as it was published.
 
-        When nobody else wants the processor or the disk, in a thread of its own: one that was made
-        idle stays so.
+        Only when no one else wants the processor or the disk, and in a separate thread: one that was
+        made idle stays so.
         """
         found: list[bool] = []
         ended = threading.Event()
 
         def look() -> None:
-            # An inventory that can't be read any more tells nothing.
+            # An inventory that can't be read any more proves nothing.
             with contextlib.suppress(OSError):
                 found.append(self._look(ended))
 
@@ -144,7 +144,7 @@ class LastPublished:
         return all(self._seen) and directories == listed - 1
 
     def find(self, path: str) -> Directory | None:
-        """Return directory `path` as it was then, None where there was none."""
+        """Return directory `path` as it was then, None if there was none."""
         if self._directories is None:
             self._directories = self._read()
             self._next = next(self._directories, None)
@@ -176,14 +176,14 @@ class LastPublished:
     def _read(self) -> Iterator[Directory]:
         """Yield what the inventory lists. By its checksum we have written it: it is not checked.
 
-        Those that were not seen yet come as if nobody knew when they changed.
+        Those that were not seen yet come as if it were not known when they changed.
         """
         notes = zip(*[iter(self._numbers)] * _NUMBERS, strict=True)
         decoder = json.JSONDecoder()
         with open(self._copy.inventory_path, "rb", opener=files.regular) as lines:
             for number, (line, note) in enumerate(zip(lines, notes, strict=False)):
                 changed, count, size, counted = note
-                # Without the files, which hardly anybody asks for.
+                # Without the files, which are rarely asked for.
                 path, _ = decoder.raw_decode(line.decode(), 1)
                 if not self._seen[number]:
                     changed = 0

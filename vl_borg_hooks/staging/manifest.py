@@ -29,7 +29,7 @@ def _printable(text: str) -> str:
 
 def _name(name: str) -> str:
     if not is_part_name(name):
-        raise ValueError("is no name of a directory")
+        raise ValueError("is not the name of a directory")
     return name
 
 
@@ -90,4 +90,4 @@ def read(path: Path) -> Manifest:
     except (ValidationError, RecursionError) as error:
         problem = error.errors()[0] if isinstance(error, ValidationError) else None
         where = ".".join(map(str, problem["loc"])) or "text" if problem else "nesting"
-        raise InvalidCopy(f"{path}: is no manifest: {where} is wrong") from None
+        raise InvalidCopy(f"{path}: is not a manifest: {where} is wrong") from None

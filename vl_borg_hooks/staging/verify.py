@@ -16,13 +16,13 @@ from vl_borg_hooks.staging.walk import walk
 from vl_borg_hooks.victorialogs import parts
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
 
-# Enough to see what happened; a copy whose disk died has thousands, all of one kind.
+# Enough to see what happened; after a disk died there are thousands, all of one kind.
 LISTED_PROBLEMS = 50
 
 
 @dataclass
 class Report:
-    """What the verification of one copy found; sound where there are no problems."""
+    """What the verification of one copy found; sound if there are no problems."""
 
     copy: StagingCopy
     manifest: Manifest | None = None
@@ -47,7 +47,7 @@ def verify(copy: StagingCopy, *, linked: bool | None = None) -> Report:
     """Check every directory and file of `copy`; never raises for what is wrong with it.
 
     `linked` says whether it may share files with what lies outside of it, as hard links; None
-    leaves that to its manifest, which will do where the copy is only looked at.
+    leaves that to its manifest, which is enough if the copy is only looked at.
     """
     report = Report(copy)
     try:
@@ -147,7 +147,7 @@ def _compare_partitions(
 def differences(
     data: Path, present: Iterator[Directory], inventory: Iterator[Directory]
 ) -> Iterator[str]:
-    """Yield where what is `present` in `data` and `inventory` differ; both are in one order."""
+    """Yield the differences between what is `present` in `data` and `inventory`, in one order."""
     listed, found = next(inventory, None), next(present, None)
     while listed or found:
         if listed and (not found or listed.key < found.key):

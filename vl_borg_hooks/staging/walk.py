@@ -24,7 +24,7 @@ class Before(Protocol):
     """What is known of the directories of a mirror from before, asked in the order of a walk."""
 
     def find(self, path: str) -> Directory | None:
-        """Return directory `path` as it was then, None where there was none."""
+        """Return directory `path` as it was then, None if there was none."""
 
     def touch(self, path: str) -> None:
         """Take note that directory `path` is not as it was then."""
@@ -56,7 +56,9 @@ def walk(root: Path, *, linked: bool = False, before: Before | None = None) -> I
             with os.scandir(f"{root}/{path}") as entries:
                 for entry in sorted(entries, key=attrgetter("name")):
                     if not entry.name.isprintable():
-                        raise InvalidCopy(f"{root / path / entry.name}: is no name in a copy")
+                        raise InvalidCopy(
+                            f"{root / path / entry.name}: is not a name that a copy can hold"
+                        )
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISDIR(status.st_mode):
                         child = f"{path}/{entry.name}" if path else entry.name
@@ -66,13 +68,13 @@ def walk(root: Path, *, linked: bool = False, before: Before | None = None) -> I
                         if status.st_nlink > 1 and not linked:
                             _note_link(links, status, root / path / entry.name)
                     else:
-                        raise InvalidCopy(f"{root / path / entry.name}: is no file or directory")
+                        raise InvalidCopy(f"{root / path / entry.name}: is not a file or directory")
         except OSError as error:
             raise InvalidCopy(f"{root / path}: can't be read: {error.strerror}") from None
         if before and (known is None or known.files != sizes):
             before.touch(path)
-        tells = not children and changed < too_young
-        yield Directory(path, sizes, changed=changed if tells else 0)
+        is_old = not children and changed < too_young
+        yield Directory(path, sizes, changed=changed if is_old else 0)
         pending += reversed(children)
     for paths in links.values():
         raise InvalidCopy(f"{paths[0]}: is a hard link to a file outside of the copy")

@@ -1,4 +1,4 @@
-"""The built-in plugins, on the same hooks as anybody's."""
+"""The built-in plugins, on the same hooks as all others."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ class Passes:
             # What makes room comes first.
             for path in (*new.removed, *changes.gone_parts(here, now)):
                 LocalHost().remove_tree(str(backup.staging.data / path))
-            # One that has no part, and maybe no list of parts, is a directory all the same.
+            # A table without parts, and maybe without a list of parts, is a directory too.
             empty = [path for path, table in now.tables.items() if not table.parts]
             return self._warm_only([*new.copied, *empty], linked=linked)
         if not linked:

@@ -62,7 +62,7 @@ def publish_copy(backup: Backup, copied: Copied) -> Manifest:
 
 
 def _server_version(backup: Backup) -> str:
-    """Return what the server says its version is; a copy is no worse for not knowing."""
+    """Return what the server says its version is, empty if it does not answer."""
     try:
         return backup.client.version() if backup.client else ""
     except OperatorError:

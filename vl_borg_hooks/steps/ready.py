@@ -102,7 +102,7 @@ def _found(target: Target) -> str:
 
 
 def _found_for_restore(restore: Restore) -> str:
-    """The data may be lost, and with it the file that tells by its lock that a server runs."""
+    """Return the state by the service manager: if the data is lost, so is the file with the lock."""
     restore.found = restore.service.state()
     if restore.found is ServiceState.STOPPED:
         refuse_other_server(restore)

@@ -15,7 +15,7 @@ from vl_borg_hooks.victorialogs.layout import PARTITIONS
 
 # Left free beside what is copied, for the inventory, the manifest, and logs that come meanwhile.
 RESERVE_BYTES = 64_000_000
-# How near to -retention.maxDiskUsagePercent a server may be whose filesystem the copy is on. The
+# How near to -retention.maxDiskUsagePercent a server may be if the copy is on its filesystem. The
 # copy keeps what VictoriaLogs drops until the next backup, so near its limit dropping its oldest
 # logs frees nothing, and it would drop more and more.
 MARGIN_PERCENT = 5
@@ -100,7 +100,7 @@ def missing_bytes(backup: Backup) -> int:
 
 
 def _size(part: str) -> int:
-    """Return the bytes of the files of `part`; none where a merge has just removed it."""
+    """Return the bytes of the files of `part`; 0 if a merge has just removed it."""
     try:
         with os.scandir(part) as entries:
             return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)

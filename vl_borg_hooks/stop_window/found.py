@@ -17,7 +17,7 @@ POLL_SECONDS = 0.001
 def find_state(target: Target) -> ServiceState:
     """Return whether VictoriaLogs runs, by its service manager and by the lock, which must agree.
 
-    Raises OperatorError where they don't: stopping that service would not stop that server.
+    Raises OperatorError if they do not: stopping that service would not stop that server.
     """
     state = target.service.state()
     if state is ServiceState.RUNNING and not _comes_up(target):
@@ -58,7 +58,7 @@ def describe_state(target: Target) -> str:
     except OperatorError:
         return "the state of VictoriaLogs is unknown"
     if running and target.stop_may_still_come:
-        return "VictoriaLogs is running, but was told to stop: see that it stays up"
+        return "VictoriaLogs is running, but was asked to stop: see that it stays up"
     if running:
         return "VictoriaLogs is running"
     as_found = " as it was found" if target.found is ServiceState.STOPPED else ""

@@ -2,7 +2,7 @@
 
 It waits for the run lock, which the kernel frees the moment we die, and then does what `recover`
 does: nothing if the journal says that nothing is owed. VictoriaLogs is stopped only once the
-guard waits: a program that only just starts would do nobody any good, and take the processor from a
+guard waits: a program that only just starts would be of no use, and would take the processor from a
 VictoriaLogs that starts. It says so by the protocol of sd_notify(3).
 """
 
@@ -49,7 +49,7 @@ def arm(target: Target) -> None:
             commands.run(_transient_unit(target.name, argv), timeout=ARM_SECONDS)
             return
         except CommandFailed as error:
-            target.reporter.warn(f"the guard is no unit of systemd but a process: {error.what}")
+            target.reporter.warn(f"the guard is a process and not a unit of systemd: {error.what}")
     _start_process(argv)
 
 

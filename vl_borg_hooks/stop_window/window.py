@@ -21,7 +21,7 @@ POLL_SHARE = 0.005
 # A start that was refused or died at once is tried again this often, until start_timeout is over.
 RETRY_SECONDS = 2
 WATCH_POLL_SECONDS = 0.2
-# For how long VictoriaLogs is watched at least after a stop that may still take effect: one whose
+# For how long VictoriaLogs is watched at least after a stop that may still take effect, because its
 # command failed, or was interrupted or killed with us.
 WATCH_SECONDS = 5
 
@@ -34,7 +34,7 @@ class StartFailed(OperatorError):
 def stop_window(
     hooks: Hooks, target: Target, command: str, *, settle: bool = True
 ) -> Iterator[None]:
-    """Have VictoriaLogs stopped, its data directory locked, and running again afterwards.
+    """Stop VictoriaLogs and lock its data directory for the block; start it again afterwards.
 
     With `settle`, nothing is owed any more once it runs again; otherwise the caller settles it.
     Raises OperatorError if it does not stop in `stop_timeout` seconds, or does not come back; it
@@ -78,14 +78,14 @@ def _announced(hooks: Hooks, target: Target) -> Iterator[None]:
 
 
 def _flush(target: Target) -> None:
-    """Have VictoriaLogs do, while it still serves, what it would have to do in its stop."""
+    """Let VictoriaLogs do, while it still serves, what it would have to do in its stop."""
     with contextlib.suppress(OperatorError):
         if target.client:
             target.client.flush()
 
 
 def _bring_back_after(hooks: Hooks, target: Target, failed: BaseException | None) -> None:
-    """Bring VictoriaLogs back; where that fails too, say what `failed` before."""
+    """Bring VictoriaLogs back; if that fails too, say also what `failed` before."""
     try:
         bring_back(hooks, target)
         if target.stop.is_open:
@@ -108,7 +108,7 @@ def clear_journal(target: Target) -> None:
 
 @contextlib.contextmanager
 def locked(target: Target) -> Iterator[None]:
-    """Hold the lock of the data directory of a VictoriaLogs that was told to stop."""
+    """Hold the lock of the data directory of a VictoriaLogs that was asked to stop."""
     wait = target.instance.stop_timeout
     try:
         with lock.hold(target.host, target.data_directory, wait=wait):
@@ -154,16 +154,16 @@ def stop_again(target: Target) -> None:
 
 
 def _wait_for_late_stop(target: Target, deadline: float) -> None:
-    """Wait until a VictoriaLogs that was told to stop, and took too long, has stopped.
+    """Wait until a VictoriaLogs that was asked to stop, and took too long, has stopped.
 
     What answers until then is the server that will stop: to start anything would be to no avail.
-    Raises StartFailed where it still has not stopped by `deadline`: it may yet.
+    Raises StartFailed if it still has not stopped by `deadline`: it may yet.
     """
     target.reporter.warn("waiting for the stop that took too long, to start VictoriaLogs after it")
     while lock.is_held(target.host, target.data_directory):
         if time.monotonic() >= deadline:
             failure = StartFailed(
-                f"VictoriaLogs was told to stop and has not, after {_seconds_since_stop(target)} s"
+                f"VictoriaLogs was asked to stop and has not, after {_seconds_since_stop(target)} s"
             )
             failure.victorialogs = "it still runs, but may stop at any time"
             failure.hint = f"watch it, and when it stops run: {target.service.start_command()}"
@@ -197,7 +197,7 @@ def watch(
     """See to it that VictoriaLogs stays up for `seconds`.
 
     A command that a killed run had under way, such as a script that stops it, may still take
-    effect after that run's death. Where it is down, `alone` is entered first, which waits for a
+    effect after that run's death. If it is down, `alone` is entered first, which waits for a
     run that is on: it may be the one that has stopped it.
     """
     deadline = time.monotonic() + seconds
@@ -223,7 +223,7 @@ def _becomes_healthy(hooks: Hooks, target: Target, deadline: float, complaints: 
         try:
             if hooks.is_healthy(target):
                 return True
-        except Exception as error:  # noqa: BLE001 - whoever can't tell says no
+        except Exception as error:  # noqa: BLE001 - an error means no
             complaints[:] = [str(error) or type(error).__name__]
         now = time.monotonic()
         if now >= deadline:

@@ -59,7 +59,7 @@ def run(
     `ok` are the exit statuses that are no failure; `timeout` is in seconds, after which the command
     is ended and, if it can't be, left behind. `on_output` receives stdout in pieces as it comes.
     `dies_with_us` has the kernel end the command when we are killed; `idle` gives it the processor
-    and the disk only when nobody else wants them.
+    and the disk only when no one else wants them.
 
     Raises CommandFailed if the command is missing or fails, TookTooLong if it takes too long.
     """
@@ -196,7 +196,7 @@ def _pipe_to(on_output: Callable[[str], None]) -> Iterator[IO[bytes]]:
     def read() -> None:
         with open(receiving, "rb", buffering=0) as output:
             while piece := output.read(CHUNK_BYTES):
-                # A terminal that is gone is no reason to end the command.
+                # If the terminal is gone, the command goes on.
                 with contextlib.suppress(OSError):
                     on_output(piece.decode("utf-8", "backslashreplace"))
 

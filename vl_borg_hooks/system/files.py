@@ -24,7 +24,7 @@ def regular(path: str, flags: int) -> int:
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
-    raise NotRegular(0, "is no regular file")
+    raise NotRegular(0, "is not a regular file")
 
 
 def reason(error: Exception) -> str:
@@ -41,7 +41,7 @@ def read_json(path: Path, largest: int) -> object:
         with open(path, "rb", opener=regular) as file:
             content = file.read(largest + 1)
     except NotRegular:
-        raise InvalidCopy(f"{path}: is no regular file") from None
+        raise InvalidCopy(f"{path}: is not a regular file") from None
     except (OSError, ValueError) as error:
         raise InvalidCopy(f"{path}: can't be read: {reason(error)}") from None
     if len(content) > largest:
@@ -49,7 +49,7 @@ def read_json(path: Path, largest: int) -> object:
     try:
         parsed: object = json.loads(content)
     except (ValueError, RecursionError):
-        raise InvalidCopy(f"{path}: is no valid JSON") from None
+        raise InvalidCopy(f"{path}: is not valid JSON") from None
     return parsed
 
 
@@ -105,7 +105,7 @@ def private(path: str, flags: int) -> int:
 
 
 def sync_directory(path: Path) -> None:
-    """Have the names in directory `path` on disk on return."""
+    """Wait until the names in directory `path` are on disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
 """What a machine with a data path can be asked, whether it is this one or another.
 
-What differs between the two is behind the methods of `Host`, and nowhere else: nobody outside this
+What differs between the two is behind the methods of `Host`, and nowhere else: no code outside this
 package asks which of them a host is.
 """
 
@@ -77,7 +77,7 @@ class Host(Protocol):
         """Run `argv` there; raises CommandFailed."""
 
     def has_command(self, name: str) -> bool:
-        """Tell whether a program called `name`, or at that path, can be run there."""
+        """Say whether a program called `name`, or at that path, can be run there."""
 
     def transport(self) -> list[str]:
         """Return the command that reaches the host, without its address; empty for this machine."""
@@ -89,7 +89,7 @@ class Host(Protocol):
         """Return `path` if it is on this machine, else None."""
 
     def is_directory(self, path: str) -> bool:
-        """Tell whether `path` is a directory, not a link to one."""
+        """Say whether `path` is a directory, not a link to one."""
 
     def entries(self, path: str) -> list[str]:
         """Return the names in directory `path`; empty if there is none."""

@@ -17,7 +17,7 @@ from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.system import commands
 from vl_borg_hooks.system.hosts import FileLocked, Owner
 
-# How soon a lock that becomes free is taken: nothing tells of it, and VictoriaLogs waits meanwhile.
+# How often a lock is tried: nothing reports that it is free, and VictoriaLogs waits meanwhile.
 LOCK_POLL_SECONDS = 0.0005
 
 
@@ -63,7 +63,7 @@ class LocalHost:
         return commands.run(argv, ok=ok, timeout=timeout)
 
     def has_command(self, name: str) -> bool:
-        """Tell whether a program called `name`, or at that path, can be run."""
+        """Say whether a program called `name`, or at that path, can be run."""
         return shutil.which(name) is not None
 
     def transport(self) -> list[str]:
@@ -79,7 +79,7 @@ class LocalHost:
         return Path(path)
 
     def is_directory(self, path: str) -> bool:
-        """Tell whether `path` is a directory, not a link to one."""
+        """Say whether `path` is a directory, not a link to one."""
         return os.path.isdir(path) and not os.path.islink(path)
 
     def entries(self, path: str) -> list[str]:
@@ -210,7 +210,7 @@ class LocalHost:
 
 
 def _locked(descriptor: int) -> bool:
-    """Lock an open file if no other process has it locked; tell whether that is so."""
+    """Lock an open file if no other process has it locked; say whether that is so."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

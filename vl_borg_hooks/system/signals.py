@@ -31,7 +31,7 @@ class _Pending:
 
 
 def install() -> None:
-    """Have every ending signal raise Interrupted, so that the stop window is left in order."""
+    """Make every ending signal raise Interrupted, so that the stop window is left in order."""
     for number in ENDING:
         signal.signal(number, _handle)
 

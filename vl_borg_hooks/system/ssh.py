@@ -110,7 +110,7 @@ class SshHost:
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:
-        """Keep one connection open, for all that is run in this block to go through at once.
+        """Keep one connection open: all that is run in this block goes through it without a wait.
 
         If none can be made, each command makes its own, or says why it can't.
         """
@@ -151,7 +151,7 @@ class SshHost:
     def run(
         self, argv: Sequence[str], *, ok: Collection[int] = (0,), timeout: float | None = None
     ) -> commands.Completed:
-        """Run `argv` there; raises CommandFailed, which tells an unreachable host apart."""
+        """Run `argv` there; raises CommandFailed, with a message of its own if the host is unreachable."""
         completed = commands.run(self.argv(argv), ok=commands.ANY_STATUS, timeout=timeout)
         if completed.exit_status == SSH_FAILED:
             raise CommandFailed(
@@ -165,7 +165,7 @@ class SshHost:
         return completed
 
     def has_command(self, name: str) -> bool:
-        """Tell whether a program called `name`, or at that path, can be run there."""
+        """Say whether a program called `name`, or at that path, can be run there."""
         # The login shell's own: POSIX has `command -v` in every shell.
         return self.run(["command", "-v", name], ok=(0, 1, 127)).exit_status == 0
 
@@ -181,7 +181,7 @@ class SshHost:
         return self.run(["test", *test], ok=(0, 1)).exit_status == 0
 
     def is_directory(self, path: str) -> bool:
-        """Tell whether `path` is a directory, not a link to one."""
+        """Say whether `path` is a directory, not a link to one."""
         return self._holds("-d", path) and not self._holds("-L", path)
 
     def entries(self, path: str) -> list[str]:
@@ -308,6 +308,6 @@ def _called(names: Iterable[str]) -> list[str]:
 
 
 def _nanoseconds(text: str) -> int:
-    """Return a time as find prints it, all of it: it is compared with one that the kernel told."""
+    """Return a time as find prints it, all of it: it is compared with one from the kernel."""
     seconds, _, fraction = text.partition(".")
     return int(seconds) * 1_000_000_000 + int(fraction[:9].ljust(9, "0"))

@@ -57,7 +57,7 @@ ARGUMENTS = (
     "--whole-file",
     # Paths go to the other side over the protocol, not through its shell.
     "--secluded-args",
-    # The whole file list first: rsync can then tell how much is left.
+    # The whole file list first: rsync can then say how much is left.
     "--no-inc-recursive",
     "--no-human-readable",
     "--info=progress2,stats2",
@@ -89,7 +89,7 @@ def copy(
     nor deleted. With `only`, nothing but these paths in `source` is copied, and nothing deleted.
     `linked_to` is a directory on the destination's filesystem: what is the same there is linked
     and not copied. `owner` is `USER:GROUP` for all that is written. `idle` has rsync take only the
-    time that nobody else wants; `vanishing` says that files may vanish from the source meanwhile.
+    time that no one else wants; `vanishing` says that files may vanish from the source meanwhile.
     After `timeout` seconds the pass is given up.
 
     Raises CommandFailed.

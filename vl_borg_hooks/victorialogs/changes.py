@@ -1,10 +1,10 @@
-"""What changed in a data directory since a warm pass began, told without looking at every file.
+"""What changed in a data directory since a warm pass began, found without a look at every file.
 
 A part's files are written once, before `parts.json` lists the part, and `parts.json` is replaced by
 a rename. So a part that was listed before a warm pass and still is has been copied whole, and all
 that a final pass has to copy are the parts that are listed only now, and the few small files beside
 them. A directory whose modification time is what it was has seen no rename: two stats a partition
-tell that nothing is new in it.
+show that nothing is new in it.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _parts(tree: Tree, table: str) -> tuple[str, ...]:
     except FileNotFoundError:
         return ()
     if not isinstance(names, list) or not all(map(is_part_name, names)):
-        raise ValueError(f"{PARTS_FILE} is no list of part names")
+        raise ValueError(f"{PARTS_FILE} is not a list of part names")
     return tuple(names)
 
 

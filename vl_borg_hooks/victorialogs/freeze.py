@@ -16,7 +16,7 @@ from vl_borg_hooks.victorialogs.layout import LOCK_FILE
 
 
 def is_possible(host: Host, data_directory: str, frozen: str) -> bool:
-    """Tell, by trying, whether hard links can be made from `data_directory` into `frozen`.
+    """Find out, by trying, whether hard links can be made from `data_directory` into `frozen`.
 
     They can't on some network filesystems, nor if we may not write to the data directory. `frozen`
     is empty after that, or, if they can't be made, missing.

@@ -31,16 +31,16 @@ class Client:
             self._headers["Authorization"] = f"Basic {token}"
 
     def is_healthy(self) -> bool:
-        """Tell whether `GET /health` answers OK."""
+        """Say whether `GET /health` answers OK."""
         try:
             return self._is_listening() and self._get("/health").strip() == "OK"
         except OperatorError:
             return False
 
     def flush(self) -> None:
-        """Have the server gather the rows that it has only just taken; raises OperatorError.
+        """Ask the server to gather the rows that it has only just taken; raises OperatorError.
 
-        It has less to do then when it is told to stop: some 5 % less, measured with 2,000 and with
+        It has less to do then when it has to stop: some 5 % less, measured with 2,000 and with
         100,000 rows in memory. It may want a key for it (-forceFlushAuthKey), and refuse.
         """
         self._get("/internal/force_flush")
@@ -61,11 +61,11 @@ class Client:
         return int(sum(values))
 
     def version(self) -> str:
-        """Return the server's version such as `v1.26.0`, empty where it doesn't tell."""
+        """Return the server's version such as `v1.26.0`, empty if it does not say."""
         return self._labels("vm_app_version").get("short_version", "")
 
     def flag(self, name: str) -> str:
-        """Return the value of the server's command-line flag `name`, empty where it has none."""
+        """Return the value of the server's command-line flag `name`, empty if it has none."""
         metrics = self._get("/metrics")
         for line in _METRIC_LINE.finditer(metrics):
             labels: dict[str, str] = dict(_LABEL.findall(line["labels"] or ""))
@@ -80,7 +80,7 @@ class Client:
         return {}
 
     def _is_listening(self) -> bool:
-        """Tell whether connections are accepted at all.
+        """Say whether connections are accepted at all.
 
         To be refused costs next to nothing, and a server that starts needs the processor itself.
         """
@@ -93,7 +93,7 @@ class Client:
             return False
 
     def _get(self, path: str) -> str:
-        """Return the body of `GET path`; raises OperatorError where there is no good answer."""
+        """Return the body of `GET path`; raises OperatorError if there is no good answer."""
         try:
             # The config takes http: and https: only.
             request = urllib.request.Request(self.url + path, headers=self._headers)  # noqa: S310

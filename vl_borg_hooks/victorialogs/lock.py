@@ -25,7 +25,7 @@ def hold(host: Host, data_path: str, *, wait: float = 0) -> AbstractContextManag
 
 
 def is_held(host: Host, data_path: str) -> bool:
-    """Tell whether a process holds the lock of `data_path`, a VictoriaLogs server most likely."""
+    """Say whether a process holds the lock of `data_path`, a VictoriaLogs server most likely."""
     if LOCK_FILE not in host.entries(data_path):
         return False
     try:
@@ -36,7 +36,7 @@ def is_held(host: Host, data_path: str) -> bool:
 
 
 def ensure_file(host: Host, data_path: str) -> None:
-    """Make the lock file if no server has run yet, such that the server can open it too."""
+    """Make the lock file if no server has run yet, so that the server can open it too."""
     if LOCK_FILE in host.entries(data_path):
         return
     path = f"{data_path}/{LOCK_FILE}"

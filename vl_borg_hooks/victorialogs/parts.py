@@ -76,7 +76,7 @@ def partition_of(path: str) -> str:
 def counted_bytes(path: str, files: Mapping[str, int]) -> int | None:
     """Return what the `files` of the part at `path` add up to as its metadata counts them.
 
-    `path` is relative to the data directory; None where its metadata doesn't count bytes.
+    `path` is relative to the data directory; None if its metadata does not count bytes.
     """
     names = path.split("/")
     if len(names) != 4 or names[0] != PARTITIONS or names[2] != DATADB:
@@ -97,7 +97,7 @@ def summarize(
     newest: list[int] = []
     # To Python, other digits than 0 to 9 are such too.
     if not (name.isascii() and PARTITION_NAME.fullmatch(name)):
-        problems.append(f"{partition}: is no partition (YYYYMMDD): VictoriaLogs would not start")
+        problems.append(f"{partition}: is not a partition (YYYYMMDD): VictoriaLogs would not start")
     for table in (DATADB, INDEXDB):
         directory = partition / table
         if not _is_directory(directory):
@@ -135,7 +135,7 @@ def summarize(
 
 
 def _check_size(part: Path, expected: int, found: int) -> None:
-    """Raise InvalidCopy where the files of `part` are not `expected` bytes together."""
+    """Raise InvalidCopy if the files of `part` are not `expected` bytes together."""
     if found != expected:
         raise InvalidCopy(
             f"{part}: holds {found} bytes, but its {PART_METADATA} says {expected}: "
@@ -149,7 +149,7 @@ def _part_metadata(part: Path) -> dict[str, object]:
         raise InvalidCopy(f"{part}: is missing, though {PARTS_FILE} lists it")
     metadata = read_json(part / PART_METADATA, LARGEST_METADATA)
     if not isinstance(metadata, dict):
-        raise InvalidCopy(f"{part / PART_METADATA}: is no JSON object")
+        raise InvalidCopy(f"{part / PART_METADATA}: is not a JSON object")
     return metadata
 
 
@@ -161,7 +161,7 @@ def _number(part: Path, metadata: dict[str, object], key: str, smallest: int = 0
 
 
 def is_part_name(name: object) -> bool:
-    """Tell whether `name` can be that of a part, a single directory: no path, nothing unprintable."""
+    """Say whether `name` can be that of a part: one directory, and all of it printable."""
     return (
         isinstance(name, str)
         and name not in ("", ".", "..")
@@ -173,7 +173,7 @@ def is_part_name(name: object) -> bool:
 def _listed_parts(directory: Path) -> list[str]:
     """Return the part names that `directory`/parts.json lists; raises InvalidCopy.
 
-    None where the file and parts are both missing: VictoriaLogs was killed while it made the
+    Empty if the file and parts are both missing: VictoriaLogs was killed while it made the
     partition, and makes the file when it starts (mustReadPartNames in its datadb.go).
     """
     path = directory / PARTS_FILE
@@ -184,10 +184,10 @@ def _listed_parts(directory: Path) -> list[str]:
         # What Go writes for an empty list that was never filled.
         return []
     if not isinstance(names, list):
-        raise InvalidCopy(f"{path}: is no JSON list of part names")
+        raise InvalidCopy(f"{path}: is not a JSON list of part names")
     for name in names:
         if not is_part_name(name):
-            raise InvalidCopy(f"{path}: lists {name!r}, which is no part name")
+            raise InvalidCopy(f"{path}: lists {name!r}, which is not a part name")
     if len(set(names)) != len(names):
         # VictoriaLogs would serve its rows twice.
         raise InvalidCopy(f"{path}: lists a part twice")

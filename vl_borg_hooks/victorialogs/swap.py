@@ -53,9 +53,9 @@ class Swap:
         self._host.remove_tree(self._working)
 
     def discard_leftovers(self) -> None:
-        """Remove our working directory if nothing tells what it is from.
+        """Remove our working directory if no journal says what it is from.
 
-        Raises OperatorError if it has replaced data: since the journal that told of it is lost, only
+        Raises OperatorError if it has replaced data: because the journal that named it is lost, only
         the operator can know whether it is still wanted.
         """
         if not self._host.is_directory(self._working):
@@ -63,8 +63,8 @@ class Swap:
         kept = self._host.entries(self._replaced)
         if kept:
             raise OperatorError(
-                f"{self._replaced} holds {', '.join(sorted(kept))}, set aside by a restore whose "
-                "journal is lost",
+                f"{self._replaced} holds {', '.join(sorted(kept))}, set aside by a restore, and "
+                "the journal of that restore is lost",
                 hint=f"move it back to {self._data} with VictoriaLogs stopped, or remove it",
             )
         self._host.remove_tree(self._working)

@@ -151,8 +151,9 @@ def test_partitions_past_the_retention_go_at_start(process: VictoriaLogsProcess)
     old = process.data_path / "partitions" / "20240229"
     assert old.is_dir()
     process.extra_flags = ("-retentionPeriod=7d",)
-    assert process.start().server.count() == 0
-    assert not old.exists()
+    process.start()
+    wait_until(lambda: not old.exists(), 30, "the old partition is dropped")
+    assert process.server.count() == 0
 
 
 def test_parts_vanish_by_a_merge_and_rows_do_not(process: VictoriaLogsProcess) -> None:
