@@ -119,7 +119,7 @@ def test_a_check_that_fails_leaves_every_copy_as_it_is(place: Place) -> None:
     place.hooks.checks["b"] = [Check("room", False, "no room", "make some")]
     with pytest.raises(OperatorError) as caught:
         place.back_up()
-    assert str(caught.value) == "b: no room; VictoriaLogs is stopped as it was found; make some"
+    assert str(caught.value) == "b: no room; VictoriaLogs is stopped; make some"
     assert place.published == BOTH_OLD
     assert "make_copy" not in place.hooks.names
     assert place.hooks.told == {"a": caught.value, "b": caught.value}

@@ -30,10 +30,10 @@ class Section(BaseModel):
 
 
 class Plugin:
-    """A plugin with one service manager, one section of the config and one check."""
+    """A plugin with a service manager, a check, and if it has a `section` one of the config."""
 
-    def __init__(self, name: str, directory: Path) -> None:
-        self.name, self.directory = name, directory
+    def __init__(self, name: str, directory: Path, section: str = "") -> None:
+        self.name, self.directory, self.section = name, directory, section
 
     @hookimpl
     def service_managers(self) -> Mapping[str, ServiceFactory]:
@@ -46,7 +46,7 @@ class Plugin:
 
     @hookimpl
     def plugin_options(self) -> Mapping[str, type[BaseModel]]:
-        return {"chat": Section}
+        return {self.section: Section} if self.section else {}
 
     @hookimpl
     def backup_checks(self, backup: Backup) -> list[Check]:
@@ -179,7 +179,7 @@ def test_a_plugin_is_given_its_section_or_the_defaults(
     *,
     loud: bool,
 ) -> None:
-    install(monkeypatch, Plugin("a", tmp_path))
+    install(monkeypatch, Plugin("a", tmp_path, "chat"))
     found = manager.additions(manager.load(()), configured(tmp_path, **sections)).of(Section)
     assert (found.channel, found.loud) == (channel, loud)
 
@@ -196,7 +196,7 @@ def test_a_plugin_is_given_its_section_or_the_defaults(
 def test_a_wrong_section_is_an_error_with_the_line_of_its_key(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sections: Mapping[str, object], expected: str
 ) -> None:
-    install(monkeypatch, Plugin("a", tmp_path))
+    install(monkeypatch, Plugin("a", tmp_path, "chat"))
     loaded = configured(tmp_path, **sections)
     with pytest.raises(ConfigError) as caught:
         manager.additions(manager.load(()), loaded)
@@ -215,3 +215,12 @@ def test_a_section_without_a_plugin_for_it_is_an_error(
         ConfigError, match=r"plugins\.chat: no plugin that is installed has options"
     ):
         manager.additions(manager.load(()), configured(tmp_path, chat={}))
+
+
+@pytest.mark.parametrize("section", ["chat", "another name for the same model"])
+def test_two_plugins_with_the_same_section_or_model_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, section: str
+) -> None:
+    install(monkeypatch, Plugin("a", tmp_path, "chat"), Plugin("b", tmp_path, section))
+    with pytest.raises(OperatorError, match=f"two plugins have options under plugins: {section}:"):
+        manager.additions(manager.load(()), configured(tmp_path))

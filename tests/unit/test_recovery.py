@@ -13,6 +13,8 @@ from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.runs.records import Journal
 from vl_borg_hooks.stop_window.recovery import recover
 from vl_borg_hooks.stop_window.window import StartFailed
+from vl_borg_hooks.system.local import LocalHost
+from vl_borg_hooks.victorialogs import lock
 from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
 from vl_borg_hooks.victorialogs.swap import Swap, present
 
@@ -91,10 +93,11 @@ def test_what_a_killed_backup_has_not_stopped_yet_goes_on(killed: Killed) -> Non
     assert "stop" not in killed.service.asked
 
 
-def test_what_was_found_stopped_is_stopped_again(killed: Killed) -> None:
-    # A restore that was killed after its proof: the data stays, the server goes.
+@pytest.mark.parametrize("command", ["before-create", "restore"])
+def test_what_was_found_stopped_is_stopped_again(killed: Killed, command: str) -> None:
+    # Of a restore that was killed after its proof the data stays, and the server goes.
     killed.service.live()
-    killed.note("restore", found_running=False)
+    killed.note(command, found_running=False)
     with said() as lines:
         assert killed.recover()
     assert killed.service.asked == ["stop"]
@@ -103,8 +106,9 @@ def test_what_was_found_stopped_is_stopped_again(killed: Killed) -> None:
     assert any("VictoriaLogs is stopped again, as it was found" in line for line in lines)
 
 
-def test_what_was_found_stopped_and_is_stays_so(killed: Killed) -> None:
-    killed.note("restore", found_running=False)
+@pytest.mark.parametrize("command", ["before-create", "restore"])
+def test_what_was_found_stopped_and_is_stays_so(killed: Killed, command: str) -> None:
+    killed.note(command, found_running=False)
     assert killed.recover()
     assert killed.service.asked == []
 
@@ -125,7 +129,22 @@ def test_a_restore_that_was_killed_in_its_swap_is_undone(
     assert killed.service.asked == asked
 
 
-def test_data_is_brought_back_only_while_no_server_has_it(killed: Killed) -> None:
+def test_no_server_can_start_while_data_is_brought_back(killed: Killed) -> None:
+    killed.swap(found_running=True)
+    locked: list[bool] = []
+
+    class Host(LocalHost):
+        def rename(self, source: str, destination: str) -> None:
+            locked.append(lock.is_held(self, str(killed.data)))
+            super().rename(source, destination)
+
+    killed.target.host = Host()
+    assert killed.recover()
+    assert locked
+    assert all(locked)
+
+
+def test_data_is_brought_back_only_if_the_server_stops(killed: Killed) -> None:
     killed.swap(found_running=True)
     killed.service.live()
     killed.service.on_stop = lambda: None

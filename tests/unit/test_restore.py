@@ -161,7 +161,7 @@ def test_a_check_that_fails_ends_the_restore(place: Place) -> None:
     place.hooks.checks["a"] = [Check("room", False, "no room", "make some")]
     with pytest.raises(OperatorError) as caught:
         place.restore("a")
-    assert str(caught.value) == ("a: no room; VictoriaLogs is stopped as it was found; make some")
+    assert str(caught.value) == ("a: no room; VictoriaLogs is stopped; make some")
     assert place.restored == []
 
 

@@ -14,6 +14,7 @@ from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.runs.borgmatic import calling_process
 from vl_borg_hooks.runs.records import Holder
 from vl_borg_hooks.staging.manifest import Manifest
+from vl_borg_hooks.stop_window.found import describe_state
 from vl_borg_hooks.stop_window.recovery import recover
 from vl_borg_hooks.transfer.progress import human_bytes
 
@@ -63,7 +64,7 @@ def _look(hooks: Hooks, backups: Sequence[Backup]) -> None:
     for backup in backups:
         with explained(backup):
             require(backup, hooks.backup_checks(backup))
-        backup.reporter.say(f"ready: VictoriaLogs is {backup.found.value}")
+        backup.reporter.say(f"ready: {describe_state(backup)}")
 
 
 def _back_up_all(hooks: Hooks, backups: Sequence[Backup], holder: Holder) -> None:

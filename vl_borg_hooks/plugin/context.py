@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from pydantic import BaseModel
 
 from vl_borg_hooks.config import OptionsError
-from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.transfer.progress import Reporter
 from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
 
 if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance, LoadedConfig
     from vl_borg_hooks.runs.records import RunRecords
-    from vl_borg_hooks.services import ServiceFactory, ServiceManager
+    from vl_borg_hooks.services import ServiceFactory, ServiceManager, ServiceState
     from vl_borg_hooks.staging.copy import StagingCopy
     from vl_borg_hooks.staging.last_published import LastPublished
     from vl_borg_hooks.staging.manifest import Manifest
@@ -73,8 +72,8 @@ class Target:
         self.reporter = Reporter(instance.name)
         # The file that the instance was read from, for the guard to read again.
         self.config_path = loaded.path.absolute()
-        # Whether VictoriaLogs ran when this run began; set by the checks.
-        self.found = ServiceState.STOPPED
+        # Whether VictoriaLogs ran when this run began; None until the checks have found out.
+        self.found: ServiceState | None = None
         self.stop = Stop()
         # Seconds from the stop command to healthy again; None until that was measured.
         self.downtime: float | None = None

@@ -48,8 +48,8 @@ def plugin_options() -> Mapping[str, type[BaseModel]]:  # type: ignore[empty-bod
     """Offer sections of the config by the name that they have under `plugins:`, with their model.
 
     A section is validated with the rest of the config; `target.options(Model)` returns it. If the
-    config does not have the section, it is validated as an empty one. An exception makes every
-    command fail that uses plugins.
+    config does not have the section, it is validated as an empty one. Each section has its own
+    model. An exception makes every command fail that uses plugins.
     """
 
 
@@ -149,7 +149,8 @@ def after_backup(
     Called for every instance whose `before_backup` was called, after all of them have ended.
     Without an `error`, the copy with this `manifest` is published and will be archived. With one,
     nothing will be archived, whichever instance failed; `copied` and `manifest` are what this
-    instance had come to, None for what it had not. An exception makes the run fail.
+    instance had come to, None for what it had not. An exception makes the run fail, and nothing is
+    archived; instances for which the hook was called before it have then seen no `error`.
     """
 
 

@@ -40,11 +40,20 @@ def load(built_in: Iterable[str]) -> Hooks:
 
 
 def additions(hooks: Hooks, loaded: LoadedConfig) -> Additions:
-    """Return what the plugins add to the config; raises ConfigError for a wrong section."""
+    """Return what the plugins add to the config.
+
+    Raises ConfigError for a wrong section, OperatorError if two plugins have the same one.
+    """
     services = {
         name: make for offered in hooks.service_managers() for name, make in offered.items()
     }
-    models = {name: model for offered in hooks.plugin_options() for name, model in offered.items()}
+    models: dict[str, type[BaseModel]] = {}
+    for name, model in [pair for offered in hooks.plugin_options() for pair in offered.items()]:
+        if name in models or model in models.values():
+            raise OperatorError(
+                f"two plugins have options under plugins: {name}:", hint="uninstall one of them"
+            )
+        models[name] = model
     sections = loaded.config.plugins
     for name in sections:
         if name not in models:

@@ -97,16 +97,16 @@ def _url(target: Target) -> str:
 
 
 def _found(target: Target) -> str:
-    target.found = find_state(target)
-    return f"VictoriaLogs is {target.found.value}"
+    target.found = state = find_state(target)
+    return f"VictoriaLogs is {state.value}"
 
 
 def _found_for_restore(restore: Restore) -> str:
     """Return the state by the service manager: if the data is lost, so is the file with the lock."""
-    restore.found = restore.service.state()
-    if restore.found is ServiceState.STOPPED:
+    restore.found = state = restore.service.state()
+    if state is ServiceState.STOPPED:
         refuse_other_server(restore)
-    return f"VictoriaLogs is {restore.found.value}"
+    return f"VictoriaLogs is {state.value}"
 
 
 def _room(restore: Restore) -> str:
