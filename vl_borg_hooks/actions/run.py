@@ -80,7 +80,7 @@ def explained(target: Target) -> Iterator[None]:
 
 
 def require(target: Target, checks: Sequence[Check]) -> None:
-    """Raise OperatorError for the first failed check of `checks`, and warn of the other failed ones."""
+    """Raise OperatorError for the first of `checks` that failed, and warn of the others."""
     failed = [check for check in checks if not check.ok]
     for check in failed[1:]:
         target.reporter.warn("; ".join(filter(None, (check.what, check.hint))))

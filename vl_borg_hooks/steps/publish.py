@@ -18,7 +18,7 @@ from vl_borg_hooks.victorialogs.layout import PARTITIONS
 
 @hookimpl(specname="publish")
 def publish_copy(backup: Backup, copied: Copied) -> Manifest:
-    """Check the staging copy by VictoriaLogs' own metadata and write its manifest; raises InvalidCopy."""
+    """Check the staging copy by VictoriaLogs' own metadata and publish it; raises InvalidCopy."""
     staging, last = backup.staging, copied.last_published
     # Parts that no parts.json lists: merged since the warm pass, or left by a killed server.
     # VictoriaLogs removes such parts itself when it starts.
