@@ -47,7 +47,7 @@ def environment(directory: Path, order: tuple[str, Path, str]) -> dict[str, str]
 
 
 def merge(url: str, data: str, partition: str) -> None:
-    """Make VictoriaLogs merge `partition`, and wait until its new part counts and the old ones are gone."""
+    """Merge `partition`, and wait until its new part counts and the old ones are gone."""
     directory = Path(data, "partitions", partition, "datadb")
     before = parts(Path(data), partition)
     request = f"{url}/internal/force_merge?partition_prefix={partition}"

@@ -259,7 +259,7 @@ def _not_waiting(path: str, flags: int) -> int:
 
 
 def _refuse_others(path: Path, status: os.stat_result) -> None:
-    """Raise OperatorError if others than root and us can write `path`: we run what it names."""
+    """Raise OperatorError if users other than root and us can write `path`: we run what it names."""
     sticky_directory = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
     if status.st_uid not in (0, os.geteuid()):
         raise OperatorError(

@@ -1,4 +1,4 @@
-"""What every action needs: the plugins, an exclusive run, checks, and errors with their instance."""
+"""What every action needs: the plugins, an exclusive run, checks, errors with their instance."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class SystemdOptions(BaseModel):
 class Systemd(ServiceManager):
     """A unit of systemd's system manager on `host`."""
 
-    # systemd has a queue of jobs for each unit, and goes on with it when systemctl is killed.
+    # systemd has a queue of jobs for each unit, and works through it even if systemctl is killed.
     starts_after_stop = True
 
     def __init__(self, options: SystemdOptions, host: Host) -> None:

@@ -10,7 +10,7 @@ from vl_borg_hooks.victorialogs.swap import Swap
 
 
 def recover(hooks: Hooks, target: Target) -> bool:
-    """Bring VictoriaLogs back to what a run found that left a journal; return whether one did.
+    """Bring VictoriaLogs back to the state that a killed run found; return whether there was one.
 
     The caller holds the run lock, so the run that wrote the journal has ended, or is the caller's.
     """

@@ -86,7 +86,7 @@ def remove(path: Path) -> None:
 def private_directory(path: Path) -> None:
     """Create directory `path`, for us only, if it is missing.
 
-    Raises OperatorError if it can't be made, or if others than root and we could write to it.
+    Raises OperatorError if it can't be made, or if users other than root and us could write to it.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -62,7 +62,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Delta:
-    """What has to change in a copy that is complete for one listing, to complete it for a later one."""
+    """What has to change in a copy that is complete for one listing, for a later listing."""
 
     # Parts, whole directories, and small files to copy; paths relative to the data directory.
     copied: list[str]
@@ -139,7 +139,7 @@ def _read(tree: Tree, before: Listing | None) -> Listing:
 
 
 def _parts(tree: Tree, table: str) -> tuple[str, ...]:
-    """Return the parts of `table` that count, by its own list; raises ValueError if it is not a list."""
+    """Return the parts of `table` that count, by its own list; raises ValueError for no list."""
     try:
         names = json.loads(tree.content(f"{table}/{PARTS_FILE}")) or []
     except FileNotFoundError:

@@ -1,8 +1,9 @@
 """What VictoriaLogs' own metadata says about a copy of its data, read with no server.
 
 Each `datadb/` and `indexdb/` of a partition has a `parts.json` that lists the part directories
-that count. A data part's `metadata.json` has the number of its rows and of its bytes: exactly the sum
-of the sizes of the part's other files. So a missing part and a truncated file are found from the copy alone.
+that count. A data part's `metadata.json` has the number of its rows and bytes: exactly the sum of
+the sizes of the part's other files. So a missing part and a truncated file are found from the copy
+alone.
 """
 
 from __future__ import annotations
