@@ -1,9 +1,9 @@
 """How long is VictoriaLogs away? Ours, against the other ways that an operator could use.
 
 Each way is measured in each repetition, in turn, by a client that writes all the time: a window is
-from its last answered request before the stop to its first one after. The gap in it is the time from
-the stop of VictoriaLogs to the begin of its start, by its own log: that is what a backup adds. It
-runs on a real systemd.
+from its last answered request before the stop to its first one after. The gap in it begins
+when VictoriaLogs has stopped and ends when it begins to start, by its own log: that is what a backup
+adds. All of it runs on a real systemd.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def prove_restore(restore: Restore) -> None:
     if served < expected:
         raise OperatorError(
             f"VictoriaLogs serves {served} rows of the {expected} in the copy",
-            hint="see its log, and check that its -retentionPeriod is longer than the copy is old",
+            hint="see its log, and check that its -retentionPeriod is longer than the age of the copy",
         )
     restore.reporter.say(f"VictoriaLogs serves {served} rows, {expected} of them expected")
 
