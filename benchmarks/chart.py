@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 860, 470
 LEFT, RIGHT, TOP, BOTTOM = 220, 20, 66, 160
 # The figures stand below the plot, a line for each way: that is the legend, too.
 FIGURES, FIGURE_LINE = HEIGHT - BOTTOM + 60, 20
-# What the rows with a merge take, on the right of those without.
+# The width of the rows with a merge, on the right of those without.
 MERGE_WIDTH = 140
 GAP = 30
 GREY, FAINT = "#7d8590", "#7d859055"
@@ -47,7 +47,7 @@ LINES = (
 
 
 def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """A logarithmic axis: from a value to where it is drawn."""
+    """Return a logarithmic axis: a function from a value to the place where it is drawn."""
     span = math.log(high / low) or 1
 
     def position(value: float) -> float:
@@ -66,14 +66,14 @@ def stroke(x1: float, y1: float, x2: float, y2: float, colour: str, width: float
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of each power of ten between `low` and `high`."""
+    """Return 1, 2 and 5 of each power of ten between `low` and `high`."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     values = [round(step * 10.0**power, 6) for power in powers for step in (1, 2, 5)]
     return [value for value in values if low <= value <= high]
 
 
 def in_short(number: int) -> str:
-    """`55k` for 55,026."""
+    """Return `55k` for 55,026."""
     return f"{number / 1000:.0f}k" if number >= 1000 else str(number)
 
 
@@ -85,7 +85,7 @@ def seconds(row: Mapping[str, Any], way: str) -> Mapping[str, float]:
 def marks(
     points: Sequence[tuple[float, Mapping[str, float]]], line: Line, y: Callable[[float], float]
 ) -> Iterator[str]:
-    """The medians of one way with their ranges, and a line through them."""
+    """Yield the medians of one way with their ranges, and a line through them."""
     path = " ".join(f"{x:.1f},{y(found['median']):.1f}" for x, found in points)
     dashes = f' stroke-dasharray="{line.dashes}"' if line.dashes else ""
     yield f'<polyline points="{path}" fill="none" stroke="{line.colour}" stroke-width="2"{dashes}/>'
@@ -97,7 +97,7 @@ def marks(
 
 
 def figures(x: float, row: Mapping[str, Any], lines: Sequence[Line]) -> Iterator[str]:
-    """The medians of a row, below its marks."""
+    """Yield the medians of a row, below its marks."""
     for number, line in enumerate(lines):
         median = seconds(row, line.way)["median"]
         shown = f"{median:.2f} s" if median < 10 else f"{median:.1f} s"
@@ -105,10 +105,10 @@ def figures(x: float, row: Mapping[str, Any], lines: Sequence[Line]) -> Iterator
 
 
 def draw(content: Mapping[str, Any]) -> str:
-    """The picture as SVG."""
+    """Return the picture as SVG."""
     rows = content["results"]
     plain = sorted((row for row in rows if not row["merged_bytes"]), key=lambda r: int(r["files"]))
-    # Of several the largest: the others are in the table.
+    # Only the largest of several: the others are in the table.
     merged = sorted((row for row in rows if row["merged_bytes"]), key=lambda r: int(r["files"]))
     merged = merged[-1:]
     lines = [line for line in LINES if all(line.way in row["ways"] for row in rows)]

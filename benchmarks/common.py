@@ -20,7 +20,7 @@ from typing import TypeAlias
 from tests.setup.victoria_logs import find
 
 ROOT = Path(__file__).resolve().parent.parent
-# The programs that are installed beside the Python which runs the benchmark.
+# The programs that are installed beside the Python that runs the benchmark.
 BIN = Path(sys.executable).parent
 HOOKS = str(BIN / "vl-borg-hooks")
 
@@ -31,7 +31,7 @@ Cells: TypeAlias = Sequence[str]
 
 
 def parser(description: str, *, repetitions: int = 5) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+    """Return the options that every benchmark has."""
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--repetitions", type=int, metavar="N", help=f"default: {repetitions}")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
@@ -41,13 +41,17 @@ def parser(description: str, *, repetitions: int = 5) -> argparse.ArgumentParser
         metavar="DIR",
         help="where data is built and kept for the next run (default: a temporary directory)",
     )
-    made.add_argument("--quick", action="store_true", help="small and few: does it run at all?")
+    made.add_argument(
+        "--quick",
+        action="store_true",
+        help="little data, few repetitions: only to see whether it runs",
+    )
     made.set_defaults(default_repetitions=repetitions)
     return made
 
 
 def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
-    """The command line, with the number of repetitions settled."""
+    """Return the command line, with the number of repetitions set."""
     arguments = made.parse_args()
     if arguments.repetitions is None:
         arguments.repetitions = 2 if arguments.quick else arguments.default_repetitions
@@ -67,7 +71,7 @@ def working_directory(arguments: argparse.Namespace) -> Iterator[Path]:
 
 
 def victoria_logs() -> Path:
-    """The real VictoriaLogs; SystemExit if there is none: figures of a stand-in are worthless."""
+    """Return the real VictoriaLogs; raises SystemExit without it: a stand-in proves nothing."""
     found = find()
     if not found.real:
         sys.exit("no real VictoriaLogs: set VICTORIA_LOGS\n" + "\n".join(found.reasons))
@@ -75,7 +79,7 @@ def victoria_logs() -> Path:
 
 
 def environment(directory: Path, **more: str) -> dict[str, str]:
-    """What measured programs run with: those of this installation, and a Borg of their own."""
+    """Return the environment of measured programs: this installation, and their own Borg."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BORG")}
     return {
         **kept,
@@ -89,7 +93,7 @@ def environment(directory: Path, **more: str) -> dict[str, str]:
 
 
 def run(argv: Sequence[str], env: Mapping[str, str] | None = None) -> str:
-    """Run `argv` to its end and return all that it said; RuntimeError with that if it fails."""
+    """Run `argv` to its end and return its output; raises RuntimeError with the output if it fails."""
     done = subprocess.run(
         argv,
         env=env,
@@ -105,12 +109,12 @@ def run(argv: Sequence[str], env: Mapping[str, str] | None = None) -> str:
 
 
 def progress(text: str) -> None:
-    """Say what is going on."""
+    """Print what happens now."""
     print(f"# {text}", file=sys.stderr, flush=True)
 
 
 def summary(values: Sequence[float]) -> dict[str, float | list[float]]:
-    """Median, range and all of `values`."""
+    """Return median, range and all of `values`."""
     return {
         "median": statistics.median(values),
         "min": min(values),
@@ -120,13 +124,13 @@ def summary(values: Sequence[float]) -> dict[str, float | list[float]]:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """`median (min to max)` for a table."""
+    """Return `median (min to max)` for a table."""
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def table(head: Cells, rows: Sequence[Cells]) -> str:
-    """A Markdown table whose columns line up on a terminal too."""
+    """Return a Markdown table with columns that are aligned on a terminal too."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
 
     def line(cells: Cells) -> str:
@@ -162,7 +166,7 @@ def report(
 
 
 def machine() -> dict[str, object]:
-    """Cores, memory and kernel."""
+    """Return cores, memory and kernel."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cores": os.cpu_count(),
@@ -174,7 +178,7 @@ def machine() -> dict[str, object]:
 
 
 def machine_line() -> str:
-    """The same for people."""
+    """Return the same for people."""
     found = machine()
     return (
         f"{found['cores']} cores ({found['architecture']}), {found['memory_gib']} GiB, "
@@ -183,7 +187,7 @@ def machine_line() -> str:
 
 
 def versions() -> dict[str, str]:
-    """The programs that take part in a measurement; empty if one is not installed."""
+    """Return the programs that take part in a measurement; empty if one is not installed."""
     found = {
         "vl-borg-hooks": [HOOKS, "--version"],
         "rsync": ["rsync", "--version"],
@@ -206,5 +210,5 @@ def _first_line(argv: Sequence[str]) -> str:
 
 
 def _number(line: str) -> str:
-    """`rsync  version 3.2.7  protocol version 31` as `3.2.7`."""
+    """Return `rsync  version 3.2.7  protocol version 31` as `3.2.7`."""
     return next((word for word in line.split() if word[0].isdigit()), "")

@@ -35,7 +35,7 @@ FILES_A_PARTITION = 155
 BIG_DAY = "20010101"
 BIG_ROW_BYTES = 100_000
 SIZES = (5_000, 55_000, 200_000)
-# Of a part, beside its metadata.json.
+# The files of a part, beside its metadata.json.
 DATA_PART_FILES = (
     "bloom.bin0",
     "column_idxs.bin",
@@ -165,7 +165,7 @@ def _seed_partitions(workdir: Path) -> list[Path]:
     data = workdir / "seeds"
     ready = workdir / "seeds.ready"
     if not ready.exists():
-        common.progress("having VictoriaLogs write the partitions that are copied")
+        common.progress("VictoriaLogs writes the partitions that are copied")
         shutil.rmtree(data, ignore_errors=True)
         for run, rows in enumerate(PART_ROWS):
             with VictoriaLogsProcess(common.victoria_logs(), data, free_port()) as running:
@@ -194,7 +194,7 @@ def _big_partition(workdir: Path, size: int) -> Path:
     ready = data.with_name(f"{data.name}.ready")
     partition = data / "partitions" / BIG_DAY
     if not ready.exists():
-        common.progress(f"having VictoriaLogs write {size / 1e9:.1f} GB of random rows")
+        common.progress(f"VictoriaLogs writes {size / 1e9:.1f} GB of random rows")
         shutil.rmtree(data, ignore_errors=True)
         from benchmarks.merge import merge
 
@@ -218,7 +218,7 @@ def _ingest_random(server: LogServer, first: int, count: int) -> None:
         {
             "host": "big",
             "_time": f"{day}T00:00:00.{first + number:09}Z",
-            # Stored as they are: the little that compression could win here isn't tried.
+            # Stored as they are: compression could save only little here.
             "_msg": base64.b64encode(os.urandom(BIG_ROW_BYTES * 3 // 4)).decode(),
         }
         for number in range(count)

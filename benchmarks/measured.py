@@ -1,7 +1,7 @@
 """Run a program and say what it cost: time, bytes read and written, memory.
 
-Bytes are those of the whole tree of processes that it starts and waits for: when a process is
-waited for, the kernel adds its counts to those of who waits, up to this one's /proc/self/io. They
+Bytes are those of the whole tree of processes that it starts and waits for: if a process is waited
+for, the kernel adds its counts to those of the waiting process, up to our /proc/self/io. They
 are bytes that were read from a disk, and page-cache bytes that were made dirty; a filesystem's own
 metadata is in neither. What a service manager was asked to do is not in the tree. As a program:
 `python benchmarks/measured.py RESULT COMMAND ...`, with the result as JSON.
@@ -124,7 +124,7 @@ def _io() -> dict[str, int]:
 
 
 def _processor_seconds() -> float:
-    """Return what all children that were waited for have used, and theirs."""
+    """Return the processor time of all children that were waited for, and of their children."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

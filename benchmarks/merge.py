@@ -1,7 +1,7 @@
-"""A merge between the passes, done for real: VictoriaLogs rewrites a partition into a new part.
+"""A real merge between the passes: VictoriaLogs rewrites a partition into a new part.
 
 As a program: `python benchmarks/merge.py URL DATA PARTITION`. As a plugin of vl-borg-hooks, whose
-`before_stop` comes after the warm passes: `environment()` has it loaded, with no installation.
+`before_stop` comes after the warm passes: `environment()` makes it load, without an installation.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def environment(directory: Path, order: tuple[str, Path, str]) -> dict[str, str]
 
 
 def merge(url: str, data: str, partition: str) -> None:
-    """Have `partition` merged, and wait until its new part counts and the old ones are gone."""
+    """Merge `partition`, and wait until its new part counts and the old ones are gone."""
     directory = Path(data, "partitions", partition, "datadb")
     before = parts(Path(data), partition)
     request = f"{url}/internal/force_merge?partition_prefix={partition}"
@@ -63,7 +63,7 @@ def merge(url: str, data: str, partition: str) -> None:
 
 
 def parts(data: Path, partition: str) -> list[str]:
-    """The data parts of `partition` that count."""
+    """Return the data parts of `partition` that count."""
     path = data / "partitions" / partition / "datadb" / "parts.json"
     names: list[str] = json.loads(path.read_text())
     return names

@@ -1,6 +1,6 @@
-"""1,000,000 files in 2,000 partitions: the memory of our process, and time beside a plain rsync.
+"""1,000,000 files in 2,000 partitions: the memory of our process, and time against a plain rsync.
 
-A synthetic tree in VictoriaLogs' layout, and a server that does no more than hold the lock. The
+A synthetic tree in VictoriaLogs' layout, and a server that only holds the lock. The
 staging copy is on the same filesystem, and on another. Peak memory is that of the vl-borg-hooks
 process itself, without the rsync that it starts. before-create waits until its copy is on the disk,
 which rsync leaves to the kernel: what that takes after the rsync is measured by itself.

@@ -38,8 +38,8 @@ CLONE_NEWNS = 0x00020000
 def loop_device(workdir: Path, size: int) -> Iterator[Path]:
     """Yield a fresh ext4 on a loop device, mounted below `workdir`; its file is sparse.
 
-    In a mount namespace that this process gets for itself, with its children: so it is gone with
-    them, however they end, and no namespace that others make meanwhile keeps it.
+    It is in a mount namespace of this process and its children. So it is gone when they have ended,
+    and no namespace that other processes make meanwhile keeps it.
     """
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS) != 0:
         raise OSError(ctypes.get_errno(), "no separate mount namespace: are you root?")
@@ -114,11 +114,11 @@ class Unit:
         common.run(["systemctl", "stop", self.name])
 
     def wait_healthy(self) -> None:
-        """TimeoutError if it does not come up."""
+        """Wait until it is healthy; raises TimeoutError if it does not come up."""
         self.server.wait_healthy(HEALTHY_SECONDS)
 
     def gap(self) -> float:
-        """For how many seconds there was no server at the last restart, by its own log."""
+        """Return for how many seconds there was no server at the last restart, by its own log."""
         log = self.data.with_name(f"{self.data.name}.log")
         at: dict[str, datetime] = {}
         for line in log.read_text(errors="replace").splitlines():
@@ -128,7 +128,7 @@ class Unit:
         return (at[STARTING] - at[STOPPED]).total_seconds()
 
     def change_a_little(self) -> None:
-        """Write a few rows, so that a backup has something new, and have them on disk."""
+        """Write a few rows to the disk, so that a backup has something new."""
         rows = ({"host": f"web{n % 5}", "_msg": f"row {n} at {time.time()}"} for n in range(200))
         self.server.ingest(rows)
         self.server.flush()
@@ -155,12 +155,12 @@ class Hooks:
         return [common.HOOKS, "--config", str(self.config), command]
 
     def run(self, command: str) -> str:
-        """Run one of our commands and return what it said."""
+        """Run one of our commands and return its output."""
         return common.run(self.argv(command), self._environment)
 
     @property
     def downtime(self) -> float:
-        """The stop window of the last run by our own clock."""
+        """Return the stop window of the last run by our own clock."""
         manifest = json.loads((self.staging / "manifest.json").read_text())
         return float(manifest["downtime_seconds"])
 

@@ -1,4 +1,4 @@
-"""How long our commands that do next to nothing take, beside Python itself and borgmatic."""
+"""How long our commands that do almost nothing take, against Python itself and borgmatic."""
 
 from __future__ import annotations
 

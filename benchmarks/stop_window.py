@@ -1,9 +1,9 @@
-"""How long is VictoriaLogs away? Ours, beside whatever else an operator could use.
+"""How long is VictoriaLogs away? Ours, against the other ways that an operator could use.
 
 Each way is measured in each repetition, in turn, by a client that writes all the time: a window is
-from its last answered request before the stop to its first one after. The gap in it is from where
-VictoriaLogs has stopped to where it begins to start, by its own log: that is what a backup adds. On
-a real systemd.
+from its last answered request before the stop to its first one after. The gap in it begins
+when VictoriaLogs has stopped and ends when it begins to start, by its own log: that is what a backup
+adds. All of it runs on a real systemd.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Row:
         """Do it once; return what the client saw, and our own figure if the way is ours."""
         self.unit.change_a_little()
         if self.merged and way in (BARE, BORG):
-            # Nothing comes between passes here, but there shall be as much to be archived.
+            # Nothing comes between passes here, but there must be as much to archive.
             merge.merge(self.unit.server.url, str(self.tree), data.BIG_DAY)
         # What one way has left to be written must not be in the way of the next.
         os.sync()

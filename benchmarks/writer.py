@@ -1,6 +1,6 @@
 """A client that writes a row every few milliseconds, and so measures how long it has no answer.
 
-A separate process, so that nothing of the measured programs is in its way. As a program:
+A separate process, so that the measured programs do not disturb it. As a program:
 `python benchmarks/writer.py URL RESULT`, until SIGTERM; writes a JSON list of [seconds, answered].
 """
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that `argv` names and return its exit status: 0, 1, or 75 for another run."""
+    """Run the command in `argv` and return its exit status: 0, 1, or 75 if another run goes on."""
     _open_standard_streams()
     arguments = _parser().parse_args(argv)
     log.set_up(arguments.verbosity)
@@ -29,13 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(arguments)
     except BrokenPipeError:
-        # The reader of our output has gone, so there is no place to report to.
+        # The reader of our output is gone, so nobody would see a report.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except signals.Interrupted as interrupted:
         logger.error("%s", interrupted.error)
         return interrupted.error.exit_status
-    except Exception as caught:  # noqa: BLE001 - the outermost: an operator gets a line, always
+    except Exception as caught:  # noqa: BLE001 - the outermost: an operator always gets a line
         error = caught if isinstance(caught, OperatorError) else unexpected(caught)
         if arguments.verbosity > 1:
             traceback.print_exc()
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Open those that are closed: in their place, some other file would be written to."""
+    """Open the standard streams that are closed: another file would get their number and output."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -152,7 +152,7 @@ def _config_validate(arguments: argparse.Namespace) -> int:
 
 
 def _selected(arguments: argparse.Namespace) -> tuple[LoadedConfig, list[Instance]]:
-    """Return the config and the instances of it that the command is about."""
+    """Return the config and the instances that the command works on."""
     from vl_borg_hooks import config
 
     loaded = config.load(arguments.config or config.default_path())
@@ -179,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         choices=(-1, 0, 1, 2),
-        help="-1: errors only, 2: every external command too",
+        help="-1: only errors, 2: also every external command",
     )
     parser.add_argument("-v", dest="verbosity", action="store_const", const=2, help="--verbosity 2")
     parser.add_argument(
@@ -216,10 +216,10 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("path", type=Path, metavar="PATH")
     recover = add("recover", _recover, "finish what a killed run left; safe at any time")
     recover.add_argument(
-        "--wait", action="store_true", help="first wait for a run that is on to end"
+        "--wait", action="store_true", help="first wait until the current run has ended"
     )
     status = add("status", _status, "instances, their state and their staging copies")
-    status.add_argument("--json", action="store_true", help="for machines")
+    status.add_argument("--json", action="store_true", help="print JSON")
     config = add("config", _config_validate, "the config file").add_subparsers(
         required=True, metavar="COMMAND"
     )

@@ -28,7 +28,7 @@ from vl_borg_hooks.system.ssh import SshHost
 SYSTEM_CONFIG = Path("/etc/vl-borg-hooks/config.yaml")
 LARGEST_CONFIG = 1 << 20
 
-# `user@host:/path` as rsync and ssh take it; never with a leading dash, which would be an option.
+# `user@host:/path` as rsync and ssh take it; with a leading dash it would be an option.
 _REMOTE = re.compile(
     r"(?P<host>(?:[A-Za-z0-9_][^\s@:/]*@)?(?:[A-Za-z0-9_][^\s@:/]*|\[[^\]\s]+\])):(?P<path>/(?!/).*)"
 )
@@ -49,7 +49,7 @@ class ConfigError(OperatorError):
 
 
 def _absolute(path: str) -> str:
-    """Return `path` without trailing slashes and dots."""
+    """Return `path` without trailing slashes and dots; raises ValueError."""
     if not path.startswith("/"):
         raise ValueError("must be an absolute path")
     if ".." in path.split("/"):
@@ -176,11 +176,11 @@ class LoadedConfig:
     lines: Mapping[Location, int]
 
     def error(self, location: Location, message: str) -> ConfigError:
-        """Return the error `message` about what stands at `location` in the file."""
+        """Return the error `message` about what is at `location` in the file."""
         return ConfigError([describe(self.path, self.lines, location, message)])
 
     def instances(self, names: Iterable[str]) -> list[Instance]:
-        """Return the instances called `names`, all if there are no names."""
+        """Return the instances called `names`, or all without names; raises OperatorError."""
         known = {instance.name: instance for instance in self.config.instances}
         wanted = list(dict.fromkeys(names)) or list(known)
         for name in wanted:
@@ -192,7 +192,7 @@ class LoadedConfig:
 
 
 def default_path() -> Path:
-    """Return where the config is looked for when no `--config` is given."""
+    """Return the path of the config if there is no `--config`."""
     if SYSTEM_CONFIG.exists():
         return SYSTEM_CONFIG
     home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
@@ -231,7 +231,7 @@ def describe(path: Path, lines: Mapping[Location, int], location: Location, mess
 
 
 def _read(path: Path) -> str:
-    """Return the text of the config; refuses one that others could have written."""
+    """Return the text of the config; raises OperatorError if others could have written it."""
     try:
         with open(path, encoding="utf-8", opener=_not_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -254,12 +254,12 @@ def _read(path: Path) -> str:
 
 
 def _not_waiting(path: str, flags: int) -> int:
-    """Open for `open(..., opener=_not_waiting)`: a FIFO is not a config, and is not waited for."""
+    """Open for `open(..., opener=_not_waiting)`: does not wait for the writer of a FIFO."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _refuse_others(path: Path, status: os.stat_result) -> None:
-    """Raise if others than root and we can write `path`: it names commands that we run."""
+    """Raise OperatorError if users other than root and us can write `path`: we run what it names."""
     sticky_directory = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
     if status.st_uid not in (0, os.geteuid()):
         raise OperatorError(
@@ -285,13 +285,13 @@ def _parse(path: Path, text: str) -> tuple[object, dict[Location, int]]:
     except MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError([f"{path}{line}: is not valid YAML: {error.problem}"]) from None
-    except Exception as error:  # noqa: BLE001 - ruamel.yaml has any for a tag that is out of place
+    except Exception as error:  # noqa: BLE001 - ruamel.yaml raises any for a misplaced tag
         reason = (str(error).splitlines() or ["nested too deeply"])[0]
         raise ConfigError([f"{path}: is not valid YAML: {reason}"]) from None
 
 
 def _plain(node: Any, location: Location, lines: dict[Location, int]) -> object:
-    """Return ruamel's `node` as plain dicts, lists and scalars, noting the line of each key."""
+    """Return ruamel's `node` as plain dicts, lists and scalars, and note the line of each key."""
     if isinstance(node, Mapping):
         plain: dict[object, object] = {}
         for key, value in node.items():
@@ -317,7 +317,7 @@ def _plain(node: Any, location: Location, lines: dict[Location, int]) -> object:
 
 
 class OptionsError(Exception):
-    """The options of a service manager are wrong, at `location` below its name in the config."""
+    """The options of a service manager or plugin are wrong, at `location` below its name."""
 
     def __init__(self, location: Location, message: str) -> None:
         super().__init__(message)
@@ -325,7 +325,7 @@ class OptionsError(Exception):
 
 
 def options(model: type[Options], values: object) -> Options:
-    """Return `values`, as they stand in the config, as a `model`; raises OptionsError."""
+    """Return `values` of the config as a `model`; raises OptionsError."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -334,7 +334,7 @@ def options(model: type[Options], values: object) -> Options:
 
 
 def _explain(problem: Any, model: type[BaseModel]) -> str:
-    """Return pydantic's `problem` with a key of `model` in the words of an operator."""
+    """Return pydantic's `problem` with a key of `model` in words for an operator."""
     if problem["type"] == "extra_forbidden":
         key = str(problem["loc"][-1])
         nearest = difflib.get_close_matches(key, list(model.model_fields), n=1, cutoff=0)
@@ -350,7 +350,7 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
 
 
 def _model_at(location: Location) -> type[BaseModel]:
-    """Return the model of the mapping that the key at `location` is in."""
+    """Return the model of the mapping that holds the key at `location`."""
     if location[:1] != ("instances",) or len(location) < 3:
         return Config
     nested: dict[str, type[BaseModel]] = {
@@ -362,7 +362,7 @@ def _model_at(location: Location) -> type[BaseModel]:
 
 
 def _conflicts(config: Config) -> Iterable[tuple[Location, str]]:
-    """Yield what is wrong between the parts of a config that are each valid."""
+    """Yield the conflicts between parts of a config that are valid by themselves."""
     names: set[str] = set()
     taken: list[tuple[str, str]] = [(str(config.state_directory), "the state path")]
     for index, instance in enumerate(config.instances):

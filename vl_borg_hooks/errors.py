@@ -18,7 +18,7 @@ class OperatorError(Exception):
         self.victorialogs = ""
 
     def __str__(self) -> str:
-        """One line: instance, what, the state of VictoriaLogs, what to do."""
+        """Return one line: instance, what, the state of VictoriaLogs, what to do."""
         text = "; ".join(part for part in (self.what, self.victorialogs, self.hint) if part)
         line = f"{self.instance}: {text}" if self.instance else text
         return printable(line)
@@ -39,10 +39,10 @@ class InvalidCopy(OperatorError):
 
 
 def unexpected(error: Exception) -> OperatorError:
-    """Return what the operator reads of an error that was not foreseen."""
+    """Return an error that was not expected, as the operator reads it."""
     return OperatorError(
         f"unexpected {type(error).__name__}: {error}",
-        hint="-v shows where it came from: a plugin, or a bug to report",
+        hint="run it again with -v to see where it came from: a plugin, or a bug to report",
     )
 
 

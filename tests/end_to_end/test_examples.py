@@ -244,7 +244,7 @@ def test_the_example_plugin_adds_a_service_manager_and_two_occasions(
             [*argv, "before-create"], capture_output=True, text=True, check=False
         )
         assert unknown.returncode == 1
-        assert "plugins.stop_window_metric: no plugin that is installed" in unknown.stderr
+        assert "plugins.stop_window_metric: no installed plugin" in unknown.stderr
     finally:
         daemon.terminate()
         daemon.wait(30)

@@ -63,7 +63,7 @@ def test_recover_at_boot_starts_what_docker_leaves_stopped(
     assert not site.journal_is_empty()
 
     recovered = site.hooks("recover")
-    assert "a before-create was killed: bringing VictoriaLogs back" in recovered.stderr
+    assert "a before-create was cut short: bringing VictoriaLogs back" in recovered.stderr
     check_recovered(flow)
     old = [row for row in site.server.rows() if row["host"] == "old"]
     assert messages(old) == messages(OLD)

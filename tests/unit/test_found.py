@@ -92,7 +92,7 @@ def test_a_service_manager_that_cannot_tell_is_no_state(place: Place) -> None:
         # A stop that was asked for and has not been seen to take effect.
         (
             *(True, ServiceState.RUNNING, True, False),
-            "VictoriaLogs is running, but was asked to stop: see that it stays up",
+            "VictoriaLogs is running, but was asked to stop: check that it keeps running",
         ),
         (True, ServiceState.RUNNING, True, True, "VictoriaLogs is running"),
         (False, ServiceState.RUNNING, False, False, "VictoriaLogs is stopped"),

@@ -86,6 +86,6 @@ def test_metrics_tell_rows_version_and_flags() -> None:
 
 def test_who_has_no_rows_to_tell_of_is_no_victorialogs() -> None:
     with serving(body="up 1\n") as (url, _):
-        with pytest.raises(OperatorError, match="no VictoriaLogs there"):
+        with pytest.raises(OperatorError, match="it is not VictoriaLogs"):
             Client(url).stored_rows()
         assert Client(url).version() == ""

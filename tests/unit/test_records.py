@@ -208,7 +208,7 @@ def test_a_journal_that_makes_no_sense_is_one_line_that_says_what_to_do(
         state.journal()
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
-    assert "see that VictoriaLogs runs, then remove that file" in str(caught.value)
+    assert "make sure that VictoriaLogs runs, then remove that file" in str(caught.value)
 
 
 @settings(max_examples=EXAMPLES, deadline=None)

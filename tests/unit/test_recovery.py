@@ -79,7 +79,7 @@ def test_what_a_killed_backup_stopped_is_started(killed: Killed) -> None:
     assert killed.service.asked == ["start"]
     assert killed.target.records.journal() is None
     assert tree(killed.data) == killed.before
-    assert any("a before-create was killed" in line for line in lines)
+    assert any("a before-create was cut short" in line for line in lines)
     assert any("VictoriaLogs is running again, as it was found" in line for line in lines)
     # Nothing is left for the next one to do.
     assert not killed.recover()

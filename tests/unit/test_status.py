@@ -121,7 +121,7 @@ def test_a_run_in_its_stop_window_is_on_and_was_not_killed(place: Place) -> None
         found = place.overview()
     assert found.run.startswith(f"before-create (pid {os.getpid()}, since ")
     assert not found.unfinished
-    assert found.lines()[-1] == f"  a run is on: {found.run}"
+    assert found.lines()[-1] == f"  a run is in progress: {found.run}"
 
 
 def test_each_instance_that_is_asked_for_is_told_of_in_this_order(

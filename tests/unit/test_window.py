@@ -208,7 +208,7 @@ def test_a_start_that_is_refused_is_tried_again(world: World) -> None:
         pass
     assert world.service.running
     assert world.service.asked == ["stop", "start", "start", "start"]
-    assert any("start refused, trying again: start-limit hit" in line for line in lines)
+    assert any("the start failed, trying again: start-limit hit" in line for line in lines)
     assert world.journal is None
 
 

@@ -1,1 +1,1 @@
-"""One module a command: what it does, in which order."""
+"""One module per command: what it does and in which order."""

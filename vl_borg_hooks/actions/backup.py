@@ -1,4 +1,4 @@
-"""`before-create`: the order of a backup. What each step does is in its plugin."""
+"""`before-create`: the order of the steps of a backup. Each step is in its plugin."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Outcome:
-    """What the backup of one instance has come to, for `after_backup`."""
+    """What the backup of one instance has done so far, for `after_backup`."""
 
     backup: Backup
     copied: Copied | None = None
     manifest: Manifest | None = None
-    is_told: bool = False
+    is_reported: bool = False
 
-    def tell(self, hooks: Hooks, error: BaseException | None) -> None:
+    def report(self, hooks: Hooks, error: BaseException | None) -> None:
         """Call `after_backup`, once."""
-        if self.is_told:
+        if self.is_reported:
             return
-        self.is_told = True
+        self.is_reported = True
         hooks.after_backup(self.backup, self.copied, self.manifest, error)
 
 
 def back_up(loaded: LoadedConfig, instances: Sequence[Instance], *, dry_run: bool) -> None:
     """Make and publish a staging copy of each of `instances`, for the borgmatic that runs us.
 
-    Raises Busy if another run or another borgmatic has one of them, OperatorError for all else;
-    nothing is published then.
+    Raises Busy if another run or another borgmatic holds one of them, OperatorError for any other
+    failure. Then nothing is published.
     """
     setting = Setting(loaded)
     holder = calling_process()
@@ -60,7 +60,7 @@ def back_up(loaded: LoadedConfig, instances: Sequence[Instance], *, dry_run: boo
 
 
 def _look(hooks: Hooks, backups: Sequence[Backup]) -> None:
-    """Make the checks and change nothing."""
+    """Run the checks and change nothing."""
     for backup in backups:
         with explained(backup):
             require(backup, hooks.backup_checks(backup))
@@ -87,19 +87,19 @@ def _back_up_all(hooks: Hooks, backups: Sequence[Backup], holder: Holder) -> Non
             backup.records.take_lease(holder)
         for outcome in outcomes:
             with explained(outcome.backup):
-                outcome.tell(hooks, None)
+                outcome.report(hooks, None)
     except BaseException as error:
         if may_be_published:
             _withdraw(backups)
         for outcome in outcomes:
-            _tell_of_failure(hooks, outcome, error)
+            _report_failure(hooks, outcome, error)
         raise
 
 
 def _withdraw(backups: Sequence[Backup]) -> None:
-    """Leave nothing to archive: half of the instances is not a backup.
+    """Unpublish all of `backups`: a part of the instances is not a backup.
 
-    If a manifest can't be removed, the failure that we are in is what the operator has to know.
+    Raises nothing, because the operator has to read the failure that came first.
     """
     for backup in backups:
         with contextlib.suppress(OperatorError):
@@ -108,9 +108,9 @@ def _withdraw(backups: Sequence[Backup]) -> None:
             backup.records.release_lease()
 
 
-def _tell_of_failure(hooks: Hooks, outcome: _Outcome, error: BaseException) -> None:
+def _report_failure(hooks: Hooks, outcome: _Outcome, error: BaseException) -> None:
     try:
-        outcome.tell(hooks, error)
+        outcome.report(hooks, error)
     except Exception as further:  # noqa: BLE001 - the first failure is what the operator reads
         outcome.backup.reporter.warn(f"a plugin's after_backup failed too: {further}")
 
@@ -136,7 +136,7 @@ def _downtime(backup: Backup) -> str:
 
 
 def _refuse_leased(backup: Backup, holder: Holder) -> None:
-    """Raise Busy if another living borgmatic still archives the staging copy."""
+    """Raise Busy if another running borgmatic still archives the staging copy."""
     lease = backup.records.lease_holder()
     if lease and lease.pid != holder.pid:
         busy = Busy(

@@ -1,4 +1,4 @@
-"""`recover`: finish what a killed run left. Also what the guard does."""
+"""`recover`: finish what a killed run left. The guard runs it too."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def recover_all(loaded: LoadedConfig, instances: Sequence[Instance], *, wait: bool) -> None:
-    """Finish what a killed run left of `instances`; with `wait`, after the run that is on has ended.
+    """Finish what a killed run left of `instances`; with `wait`, wait for the current run first.
 
-    Without `wait` a run that is on is not an error: it finishes by itself.
+    Without `wait`, a current run is not an error: it finishes by itself.
     """
     setting = Setting(loaded)
     for instance in instances:
@@ -34,14 +34,14 @@ def recover_all(loaded: LoadedConfig, instances: Sequence[Instance], *, wait: bo
                     guard.on_guard()
                 with alone() if wait else records.run_lock("recover", wait=0):
                     seconds = _recover_one(setting.hooks, target)
-                # Not alone: who wants to begin a backup now does not have to wait for us.
+                # Without the run lock: a new backup does not have to wait for us.
                 window.watch(setting.hooks, target, seconds, alone)
         except Busy as busy:
             logger.info("%s: nothing to recover", busy)
 
 
 def _recover_one(hooks: Hooks, target: Target) -> float:
-    """Recover and return for how many seconds VictoriaLogs is to be watched after that."""
+    """Recover, and return for how many seconds VictoriaLogs has to be watched after that."""
     seconds = 0.0
     journal = target.records.journal()
     if journal is None:

@@ -1,4 +1,4 @@
-"""`after-create`: the way out of a backup. It is called often, so it imports little."""
+"""`after-create`: the end of a backup. It is called often, so it imports little."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 
 def release(loaded: LoadedConfig, instances: Sequence[Instance]) -> None:
-    """Give back the leases that the borgmatic which runs us has; safe at any time, any number."""
+    """Release the leases of the borgmatic that runs us; safe at any time, any number of times."""
     holder = calling_process()
     released: list[Instance] = []
     for instance in instances:
         records = RunRecords(loaded.config.state_directory, instance.name)
         records.create()
         lease = records.lease_holder()
-        # The lease of another living borgmatic is not ours to give back: it still archives.
+        # Another running borgmatic still archives, so it keeps its lease.
         if lease is None or lease.pid == holder.pid:
             records.release_lease()
             released.append(instance)
         else:
             logger.warning("%s: %s keeps its lease", instance.name, lease)
-    # Without our own steps: none of them has anything to do here.
+    # Without our own steps: none of them does anything here.
     hooks = manager.load(())
     additions = manager.additions(hooks, loaded)
     for instance in released:

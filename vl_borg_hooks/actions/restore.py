@@ -1,4 +1,4 @@
-"""`restore` and `after-extract`: the order of a restore. What each step does is in its plugin."""
+"""`restore` and `after-extract`: the order of a restore. Each step is in its plugin."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def restore(
     """Restore each of `instances` that has a copy at or below `root`.
 
     With `start`, a VictoriaLogs that was found stopped is left running; with `every`, an instance
-    without a copy is an error, before anything is touched. Raises OperatorError; the data that was
-    to be replaced is then in place again.
+    without a copy is an error, before anything is changed. Raises OperatorError; the data that was
+    there before is then in place again.
     """
     copies = _copies_by_instance(root)
     chosen = [instance for instance in instances if instance.name in copies]
@@ -45,7 +45,7 @@ def restore(
     if not chosen or (missing and every):
         raise InvalidCopy(
             f"{root} holds copies of {', '.join(sorted(copies))}, none of {', '.join(missing)}",
-            hint="is this the archive, and is this the config, that you mean?",
+            hint="check that this is the right archive, and the right config",
         )
     setting = Setting(loaded)
     for instance in chosen:
@@ -67,7 +67,7 @@ def restore_extracted(
 
 
 def _copies_by_instance(root: Path) -> dict[str, tuple[StagingCopy, Manifest]]:
-    """Return the copies at or below `root` by instance; raises InvalidCopy for two of the same."""
+    """Return the copies at or below `root` by instance; raises InvalidCopy if one has two."""
     copies: dict[str, tuple[StagingCopy, Manifest]] = {}
     for copy in find_copies(root):
         manifest = copy.manifest()
@@ -95,7 +95,7 @@ def _restore_one(hooks: Hooks, target: Restore, *, dry_run: bool) -> None:
         require(target, hooks.restore_checks(target))
         hooks.put_in_place(target)
     except BaseException as error:
-        _tell_of_failure(hooks, target, error)
+        _report_failure(hooks, target, error)
         raise
     away = "" if target.downtime is None else f"; VictoriaLogs was away for {target.downtime:.2f} s"
     target.reporter.say(f"restored: {_what(target.manifest)}{away}")
@@ -103,14 +103,14 @@ def _restore_one(hooks: Hooks, target: Restore, *, dry_run: bool) -> None:
 
 
 def _verify(target: Restore) -> None:
-    """Find out whether the copy is sound; raises InvalidCopy."""
+    """Verify the copy and set its manifest; raises InvalidCopy if it is not sound."""
     target.reporter.say(f"verifying {target.copy.path}")
-    # A stranger's tree may link to anything; our own staging copy links to the data.
+    # An untrusted tree may link to anything; our own staging copy links to the data.
     ours = target.copy.path.resolve() == Path(target.instance.staging_path).resolve()
     target.manifest = verify(target.copy, linked=ours).raise_problems()
 
 
-def _tell_of_failure(hooks: Hooks, target: Restore, error: BaseException) -> None:
+def _report_failure(hooks: Hooks, target: Restore, error: BaseException) -> None:
     try:
         hooks.after_restore(target, error)
     except Exception as further:  # noqa: BLE001 - the first failure is what the operator reads

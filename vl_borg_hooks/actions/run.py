@@ -1,4 +1,4 @@
-"""What every action needs: the plugins, an exclusive run, checks, and errors with their instance."""
+"""What every action needs: the plugins, an exclusive run, checks, errors with their instance."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Setting:
-    """A config with the plugins that it is used with: makes what hooks are called with."""
+    """A config with its plugins. Makes the objects that hooks are called with."""
 
     def __init__(self, loaded: LoadedConfig) -> None:
         self.loaded = loaded
@@ -31,7 +31,7 @@ class Setting:
         self._additions: Additions = manager.additions(self.hooks, loaded)
 
     def target(self, instance: Instance) -> Target:
-        """Return `instance` for a recovery or a look at it; raises ConfigError."""
+        """Return `instance` for a recovery or for `status`; raises ConfigError."""
         return Target(self.loaded, instance, self._additions, self._records(instance))
 
     def backup(self, instance: Instance) -> Backup:
@@ -54,7 +54,7 @@ class Setting:
 
 @contextlib.contextmanager
 def exclusive(target: Target, command: str) -> Iterator[None]:
-    """Be the only run on `target`'s instance; raises Busy."""
+    """Hold the run lock of `target`'s instance and keep its host connected; raises Busy."""
     try:
         with target.records.run_lock(command), target.host.connected():
             yield
@@ -65,7 +65,7 @@ def exclusive(target: Target, command: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def explained(target: Target) -> Iterator[None]:
-    """Add instance and state of VictoriaLogs to any failure in this block, a plugin's too."""
+    """Add the instance and the state of VictoriaLogs to any failure in this block."""
     try:
         yield
     except Interrupted as interrupted:
@@ -80,7 +80,7 @@ def explained(target: Target) -> Iterator[None]:
 
 
 def require(target: Target, checks: Sequence[Check]) -> None:
-    """Raise OperatorError for the first of `checks` that is not ok, and warn of all others."""
+    """Raise OperatorError for the first of `checks` that failed, and warn of the others."""
     failed = [check for check in checks if not check.ok]
     for check in failed[1:]:
         target.reporter.warn("; ".join(filter(None, (check.what, check.hint))))

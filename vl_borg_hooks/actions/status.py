@@ -1,4 +1,4 @@
-"""`status`: each instance, the state it is in, its staging copy and who has it."""
+"""`status`: each instance, its state, its staging copy and who archives it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Overview:
-    """What is known of one instance now."""
+    """What is known about one instance now."""
 
     instance: str
     service: str
@@ -30,13 +30,13 @@ class Overview:
     manifest: Manifest | None
     # Who archives the staging copy now; empty if no one does.
     lease: str
-    # Which run is on now; empty for none.
+    # The current run; empty if there is none.
     run: str
-    # Whether a run was killed and VictoriaLogs is still owed its recovery.
+    # Whether a run was killed and `recover` still has to finish it.
     unfinished: bool
 
     def lines(self) -> list[str]:
-        """Return it for a person."""
+        """Return it as lines for a person."""
         copy = self.manifest
         if copy is None:
             archived = "staging copy: not published"
@@ -51,13 +51,13 @@ class Overview:
             f"{self.instance}: VictoriaLogs {self.victorialogs} ({self.service})",
             f"  {archived}",
             *([f"  archived by {self.lease}"] if self.lease else []),
-            *([f"  a run is on: {self.run}"] if self.run else []),
+            *([f"  a run is in progress: {self.run}"] if self.run else []),
             *(["  a run was killed: vl-borg-hooks recover finishes it"] if self.unfinished else []),
         ]
 
 
 def status(loaded: LoadedConfig, instances: Sequence[Instance]) -> list[Overview]:
-    """Return what is known of each of `instances`; raises OperatorError for a wrong config only."""
+    """Return what is known about each of `instances`; raises OperatorError for a wrong config."""
     setting = Setting(loaded)
     return [_overview(setting.target(instance)) for instance in instances]
 

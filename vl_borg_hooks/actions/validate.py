@@ -1,4 +1,4 @@
-"""`config validate`: the file is well formed, and what it names is there."""
+"""`config validate`: check the config file and what it names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def problems(loaded: LoadedConfig, instances: Sequence[Instance]) -> list[str]:
     """Return what is wrong with what the config names for `instances`, one line each.
 
-    Raises ConfigError for a wrong section of a plugin.
+    Raises ConfigError if the section of a plugin is wrong.
     """
     setting = Setting(loaded)
     found: list[str] = []

@@ -1,4 +1,4 @@
-"""`verify`: is a staging or extracted copy sound? Needs no server and no config."""
+"""`verify`: check a staging or extracted copy. Needs no server and no config."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from vl_borg_hooks.staging.verify import Report, verify
 
 
 def verify_all(root: Path) -> Iterator[Report]:
-    """Yield what was found of each copy at or below `root`; raises InvalidCopy if there is none."""
+    """Yield a report on each copy at or below `root`; raises InvalidCopy if there is none."""
     yield from map(verify, find_copies(root))
 
 
 def lines(report: Report) -> list[str]:
-    """Return `report` for a person: what is wrong, one line each, or what a sound copy holds."""
+    """Return `report` as lines for a person: each problem, or what a sound copy holds."""
     manifest = report.manifest
     if report.problems or manifest is None:
         return report.problems

@@ -40,7 +40,7 @@ class Additions:
     options: Mapping[type[BaseModel], BaseModel]
 
     def of(self, model: type[Options]) -> Options:
-        """Return the section of the config that `model` was given for."""
+        """Return the section of the config that belongs to `model`."""
         found = self.options[model]
         if not isinstance(found, model):
             raise TypeError(f"{found} is not a {model.__name__}")
@@ -72,7 +72,7 @@ class Target:
         self.reporter = Reporter(instance.name)
         # The file that the instance was read from, for the guard to read again.
         self.config_path = loaded.path.absolute()
-        # Whether VictoriaLogs ran when this run began; None until the checks have found out.
+        # The state of VictoriaLogs when this run began; None until the checks have found out.
         self.found: ServiceState | None = None
         self.stop = Stop()
         # Seconds from the stop command to healthy again; None until that was measured.
@@ -91,7 +91,7 @@ class Target:
 
     @property
     def client(self) -> Client | None:
-        """VictoriaLogs over HTTP, None if the config has no `url`."""
+        """VictoriaLogs over HTTP, None if the config has no `url`; raises OperatorError."""
         if not self.instance.url:
             return None
         from vl_borg_hooks.victorialogs.http import Client
@@ -106,7 +106,7 @@ class Target:
 
     @property
     def stop_may_still_come(self) -> bool:
-        """Whether VictoriaLogs was asked to stop, and may do so after anything that we start."""
+        """Whether VictoriaLogs was asked to stop, and may still stop after we have started it."""
         return self.stop.is_open and not self.service.starts_after_stop
 
     def options(self, model: type[Options]) -> Options:
@@ -128,7 +128,7 @@ class Backup(Target):
         self, loaded: LoadedConfig, instance: Instance, additions: Additions, records: RunRecords
     ) -> None:
         super().__init__(loaded, instance, additions, records)
-        # Imported here, as below: `after-create`, which is called often, does not need it.
+        # Imported here: `after-create`, which is called often, does not need it.
         from vl_borg_hooks.staging.copy import StagingCopy
 
         self.staging = StagingCopy(Path(instance.staging_path))
@@ -187,7 +187,7 @@ class Copied:
     final_pass: Literal["frozen", "stopped"] = "stopped"
     # Whether the copy shares files with the data, as hard links.
     linked: bool = False
-    # The last published copy, if it was looked at: what is as it was then is not read again.
+    # The last published copy, if it was looked at: what has not changed is not read again.
     last_published: LastPublished | None = field(default=None, repr=False)
     # When all of the copy was last compared with the data, in seconds since 1970; 0 for never.
     compared: float = 0
@@ -195,7 +195,7 @@ class Copied:
 
 @dataclass(frozen=True)
 class Release:
-    """The end of an archiving: the staging copy of `instance` is given back."""
+    """The release of the staging copy of `instance`, after borgmatic has ended."""
 
     instance: Instance
     additions: Additions
@@ -211,7 +211,7 @@ def _service(
     services: Mapping[str, ServiceFactory],
     host: Host,
 ) -> ServiceManager:
-    """Return the service manager that the config names for `instance`."""
+    """Return the service manager that the config names for `instance`; raises ConfigError."""
     index = loaded.config.instances.index(instance)
     ((kind, options),) = instance.service.items()
     location = ("instances", index, "service", kind)

@@ -1,11 +1,11 @@
 """The hooks, as pluggy specifications: the public API for plugins.
 
-The hooks stand in the order in which they are called. Write a module with functions of these names,
+The hooks are in the order in which they are called. Write a module with functions of these names,
 mark them with `vl_borg_hooks.plugin.hookimpl`, and name the module under the entry-point group
 `vl_borg_hooks`. A function may leave out arguments that it does not need.
 
 Hooks that are marked `firstresult` are steps: the first plugin that returns something other than
-None has done the step, and the plugins after it, ours included, are not asked. All others are
+None has done the step, and the plugins after it, ours included, are not called. All others are
 occasions: every plugin is called. No two hooks run at the same time.
 
 With several instances, each hook of a backup is called for each of them. `start_service` and
@@ -39,7 +39,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def service_managers() -> Mapping[str, ServiceFactory]:  # type: ignore[empty-body]
     """Offer service managers by the name that they have under `service:` in the config.
 
-    Called after the config was read. An exception makes every command fail that needs one.
+    Called after the config was read. An exception makes every command that uses plugins fail.
     """
 
 
@@ -48,14 +48,14 @@ def plugin_options() -> Mapping[str, type[BaseModel]]:  # type: ignore[empty-bod
     """Offer sections of the config by the name that they have under `plugins:`, with their model.
 
     A section is validated with the rest of the config; `target.options(Model)` returns it. If the
-    config does not have the section, it is validated as an empty one. Each section has its own
-    model. An exception makes every command fail that uses plugins.
+    config does not have the section, an empty one is validated. Each section has its own model. An
+    exception makes every command that uses plugins fail.
     """
 
 
 @hookspec
 def before_backup(backup: Backup) -> None:
-    """Prepare for the backup of this instance; nothing was looked at or touched yet.
+    """Prepare for the backup of this instance; nothing was checked or changed yet.
 
     Called for every instance before anything else. An exception ends the run, as a failed check
     does; `after_backup` is called.
@@ -64,10 +64,10 @@ def before_backup(backup: Backup) -> None:
 
 @hookspec
 def backup_checks(backup: Backup) -> Iterable[Check]:  # type: ignore[empty-body]
-    """Find out whether the backup of this instance can succeed; change nothing.
+    """Check whether the backup of this instance can succeed; change nothing.
 
-    Called for every instance before the first one's backup begins. If one of the checks is not ok,
-    or for an exception, the run ends: no VictoriaLogs is stopped, every staging copy stays as it is.
+    Called for every instance before the first of them is backed up. If a check is not ok, or after
+    an exception, the run ends: no VictoriaLogs is stopped, every staging copy stays as it is.
     """
 
 
@@ -76,17 +76,18 @@ def make_copy(backup: Backup, hooks: Hooks) -> Copied | None:
     """Step: make `backup.staging.data` a consistent copy of the data path.
 
     The staging copy exists and is unpublished. Ours makes a warm pass, stops VictoriaLogs, keeps or
-    copies what has changed, and starts it again; the hooks from `before_stop` to `after_start` are
-    its own. Another way that needs VictoriaLogs stopped calls
-    `vl_borg_hooks.stop_window.window.stop_window(hooks, backup, "before-create")`, which stops it,
-    holds its lock, and brings it back whatever happens. `backup.found` says whether VictoriaLogs
-    was running. An exception ends the run; the staging copy stays unpublished.
+    copies what has changed, and starts it again. It calls the hooks from `before_stop` to
+    `after_start`. A plugin that needs VictoriaLogs stopped uses
+    `with vl_borg_hooks.stop_window.window.stop_window(hooks, backup, "before-create"):`, which stops
+    it, calls the same hooks, holds its lock, and starts it again whatever happens. `backup.found`
+    says whether VictoriaLogs was running. An exception ends the run; the staging copy stays
+    unpublished.
     """
 
 
 @hookspec
 def before_stop(target: Target) -> None:
-    """Prepare for the stop window, for example by silencing alerts; of a backup or a restore.
+    """Prepare for the stop window of a backup or a restore, for example silence alerts.
 
     Not called if VictoriaLogs was found stopped. An exception ends the run; VictoriaLogs was not
     stopped, and `after_start` is called.
@@ -97,8 +98,8 @@ def before_stop(target: Target) -> None:
 def stop_service(target: Target) -> bool | None:
     """Step: ask VictoriaLogs to stop; return True without waiting until it has.
 
-    That it has stopped is then proved by taking the lock of its data directory. An exception ends
-    the run after VictoriaLogs was started again.
+    We then take the lock of its data directory, which proves that it has stopped. An exception ends
+    the run, after VictoriaLogs was started again.
     """
 
 
@@ -113,7 +114,7 @@ def start_service(target: Target) -> bool | None:
 
 @hookspec(firstresult=True)
 def is_healthy(target: Target) -> bool | None:
-    """Step: say whether VictoriaLogs serves again; asked every few milliseconds after the start.
+    """Step: say whether VictoriaLogs serves again; called every few milliseconds after the start.
 
     An exception counts as no.
     """
@@ -144,7 +145,7 @@ def after_backup(
     manifest: Manifest | None,
     error: BaseException | None,
 ) -> None:
-    """Learn how the backup of this instance went.
+    """React to the end of the backup of this instance.
 
     Called for every instance whose `before_backup` was called, after all of them have ended.
     Without an `error`, the copy with this `manifest` is published and will be archived. With one,
@@ -156,16 +157,16 @@ def after_backup(
 
 @hookspec
 def after_release(release: Release) -> None:
-    """Learn that borgmatic has ended, and that its staging copy may change again.
+    """React to the end of borgmatic: the staging copy may change again.
 
-    Called by `after-create`, for every instance that it gives back, also after a failure. An
-    exception makes `after-create` fail; the lease is given back before that.
+    Called by `after-create`, for every instance that it releases, also after a failure. An
+    exception makes `after-create` fail; the lease is released before that.
     """
 
 
 @hookspec
 def before_restore(restore: Restore) -> None:
-    """Prepare for the restore; the copy was verified, nothing else was looked at or touched.
+    """Prepare for the restore; the copy was verified, and a killed run was recovered from.
 
     An exception ends the run, as a failed check does; `after_restore` is called.
     """
@@ -173,19 +174,19 @@ def before_restore(restore: Restore) -> None:
 
 @hookspec
 def restore_checks(restore: Restore) -> Iterable[Check]:  # type: ignore[empty-body]
-    """Find out whether the restore can succeed; change nothing. Also called by dry runs.
+    """Check whether the restore can succeed; change nothing. Also called by dry runs.
 
-    If one of the checks is not ok, or for an exception, the run ends; nothing was changed.
+    If a check is not ok, or after an exception, the run ends; nothing was changed.
     """
 
 
 @hookspec(firstresult=True)
 def put_in_place(restore: Restore, hooks: Hooks) -> PassResult | None:
-    """Step: have VictoriaLogs serve `restore.copy.data`, or what was there before.
+    """Step: make VictoriaLogs serve `restore.copy.data`, or bring back what was there before.
 
     Ours copies it beside the data while VictoriaLogs runs, stops VictoriaLogs, exchanges the two,
-    starts it, and calls `prove_restore`. If that or anything else fails, it must bring back the
-    data that was there, with VictoriaLogs as it was found, before it raises the exception.
+    starts it, and calls `prove_restore`. If that or anything else fails, the step must bring back
+    the data that was there, with VictoriaLogs as it was found, before it raises the exception.
     """
 
 
@@ -199,7 +200,7 @@ def prove_restore(restore: Restore) -> None:
 
 @hookspec
 def after_restore(restore: Restore, error: BaseException | None) -> None:
-    """Learn how the restore went: `error` is None if VictoriaLogs serves the restored data.
+    """React to the end of the restore: `error` is None if VictoriaLogs serves the restored data.
 
-    Always called once `before_restore` was, as the last hook. An exception makes the run fail.
+    Always called if `before_restore` was called, as the last hook. An exception makes the run fail.
     """

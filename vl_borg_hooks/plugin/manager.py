@@ -1,4 +1,4 @@
-"""The plugin manager: the built-in steps, then everybody else's plugins, in the same way."""
+"""The plugin manager: the built-in steps, then all installed plugins, in the same way."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from vl_borg_hooks.plugin.relay import Hooks
 def load(built_in: Iterable[str]) -> Hooks:
     """Return the hooks of the modules `built_in` and of all plugins that are installed.
 
-    Plugins that were installed by others come after the built-in ones, so that pluggy asks them
-    first: a third party's step takes the place of ours by answering, and stands beside it by
-    returning None. Raises OperatorError for a plugin that can't be loaded, since a backup that
-    silently goes on without it might not be a backup.
+    Installed plugins are registered after the built-in ones, so pluggy calls them first: their step
+    replaces ours if it returns a result, and runs before ours if it returns None. Raises
+    OperatorError if a plugin can't be loaded, because a backup that silently goes on without it
+    might not be a backup.
     """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
@@ -76,6 +76,6 @@ def _validated(
 
 def _unknown(name: str, known: list[str]) -> str:
     if not known:
-        return "no plugin that is installed has options"
+        return "no installed plugin has options"
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
     return f"no plugin has this section; the nearest is {nearest[0]}"

@@ -1,4 +1,4 @@
-"""The hooks as typed calls: what pluggy's own relay does without any types."""
+"""The hooks as typed calls, because the calls of pluggy's own relay have no types."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 class Hooks:
-    """Calls each hook with all plugins; what each hook is for is in hookspecs."""
+    """Calls each hook of all plugins; hookspecs says what each hook is for."""
 
     def __init__(self, relay: pluggy.HookRelay) -> None:
         self._relay = relay
 
     def service_managers(self) -> list[Mapping[str, ServiceFactory]]:
-        """Call the hook; those of later plugins, which win, come last."""
+        """Call the hook; the results of later plugins, which win, come last."""
         return list(reversed(self._relay.service_managers()))
 
     def plugin_options(self) -> list[Mapping[str, type[BaseModel]]]:
-        """Call the hook; those of later plugins come last."""
+        """Call the hook; the results of later plugins come last."""
         return list(reversed(self._relay.plugin_options()))
 
     def before_backup(self, backup: Backup) -> None:

@@ -14,7 +14,7 @@ from vl_borg_hooks.runs.records import Holder
 def calling_process() -> Holder:
     """Return the borgmatic that this hook runs under, else the process that started us.
 
-    It is who archives the staging copy, so who the lease belongs to.
+    That process archives the staging copy, so the lease belongs to it.
     """
     borgmatic = _ancestor()
     if borgmatic is not None:
@@ -23,15 +23,16 @@ def calling_process() -> Holder:
 
 
 def extract_destination() -> Path:
-    """Return where the borgmatic that this hook runs under has extracted to.
+    """Return the directory that the borgmatic above us has extracted to.
 
-    borgmatic runs hooks in the directory that it extracts relative to, and says nothing about
-    `--destination`; but that is on its command line. Raises OperatorError if no borgmatic runs us.
+    borgmatic runs hooks in the directory that `--destination` is relative to. It does not pass
+    `--destination` to them, but has it on its own command line. Raises OperatorError if no borgmatic
+    runs us.
     """
     borgmatic = _ancestor()
     if borgmatic is None:
         raise OperatorError(
-            "after-extract is for borgmatic's after: hooks, and no borgmatic runs this",
+            "after-extract is for borgmatic's after: hooks, but no borgmatic runs it",
             hint="run: vl-borg-hooks restore --from DIRECTORY",
         )
     arguments = borgmatic.cmdline()

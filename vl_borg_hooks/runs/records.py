@@ -22,14 +22,14 @@ from vl_borg_hooks.system import files
 
 LARGEST_STATE_FILE = 1 << 20
 POLL_SECONDS = 0.05
-# The guard of the run before looks at the journal for a moment when that run ends; where it was
-# killed, it brings VictoriaLogs back first.
+# When a run ends, its guard holds the lock for a moment to look at the journal. If the run was
+# killed, the guard brings VictoriaLogs back first.
 LOCK_WAIT_SECONDS = 8
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds something; not a later one with the same id."""
+    """A process that holds a lock or a lease; `created` excludes a later one with the same id."""
 
     pid: int
     created: float
@@ -59,7 +59,7 @@ class Holder:
                 and process.status() != psutil.STATUS_ZOMBIE
             )
         except (psutil.Error, ValueError, OverflowError):
-            # No such process, or no number that a process could have.
+            # There is no such process, or no process can have that id.
             return False
 
     def __str__(self) -> str:
@@ -69,11 +69,11 @@ class Holder:
 
 @dataclass(frozen=True)
 class Journal:
-    """What a run has begun and owes the end of.
+    """What a run has begun and has to finish.
 
-    `command` began it; VictoriaLogs was found running or not; `replaced` are the names of what a
-    restore replaces in the data directory, None if it is not at that yet or has proved the
-    result.
+    `command` began it; `found_running` says whether VictoriaLogs was running then; `replaced` are the
+    names of what a restore replaces in the data directory, None before it begins to replace and after
+    it has proved the result.
     """
 
     command: str
@@ -95,9 +95,9 @@ class RunRecords:
 
     @contextlib.contextmanager
     def run_lock(self, command: str, *, wait: float | None = LOCK_WAIT_SECONDS) -> Iterator[None]:
-        """Be the only run on this instance; the kernel frees it however we end.
+        """Hold the lock that makes us the only run on this instance; the kernel frees it when we end.
 
-        Waits up to `wait` seconds, without limit for None. Raises Busy, naming the holder.
+        Waits up to `wait` seconds, without limit if None. Raises Busy, which names the holder.
         """
         self.create()
         path = self._run_lock
@@ -114,7 +114,7 @@ class RunRecords:
             os.close(descriptor)
 
     def run_that_is_on(self) -> str:
-        """Return which run is on, in words; empty for none."""
+        """Return the current run, in words; empty if there is none."""
         try:
             descriptor = os.open(self._run_lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
@@ -153,17 +153,17 @@ class RunRecords:
         return self.directory / "journal.json"
 
     def note(self, journal: Journal) -> None:
-        """Write `journal` to the disk, before what it names is begun."""
+        """Write `journal` to the disk; to be called before the work that it describes begins."""
         files.write_atomically(self._journal, json.dumps(asdict(journal)).encode())
 
     def journal(self) -> Journal | None:
-        """Return what a run left undone, None if it left nothing; raises InvalidCopy.
+        """Return what a run left unfinished, None if it left nothing; raises InvalidCopy.
 
-        Only the run that holds the lock may ask: for others a run may be in its stop window.
+        Call it only with the run lock held: otherwise a run may still be in its stop window.
         """
         if not self.has_journal:
             return None
-        hint = "see that VictoriaLogs runs, then remove that file"
+        hint = "make sure that VictoriaLogs runs, then remove that file"
         try:
             fields = files.read_json(self._journal, LARGEST_STATE_FILE)
             return TypeAdapter(Journal).validate_python(fields)
@@ -178,7 +178,7 @@ class RunRecords:
         return self._journal.exists()
 
     def clear_journal(self) -> None:
-        """VictoriaLogs is as it was found: nothing is owed any more."""
+        """Remove the journal: VictoriaLogs is as it was found, and nothing is left to finish."""
         files.remove(self._journal)
 
     @property
@@ -186,7 +186,7 @@ class RunRecords:
         return self.directory / "lease.json"
 
     def lease_holder(self) -> Holder | None:
-        """Return the living process that is archiving the staging copy, None if there is none."""
+        """Return the running process that archives the staging copy, None if there is none."""
         try:
             holder = _parse_holder(self._lease.read_bytes())
         except FileNotFoundError:
@@ -198,12 +198,12 @@ class RunRecords:
         files.write_atomically(self._lease, json.dumps(asdict(holder)).encode())
 
     def release_lease(self) -> None:
-        """Give the staging copy back; no error if there is no lease."""
+        """Remove the lease of the staging copy; no error if there is none."""
         files.remove(self._lease)
 
 
 def _named(descriptor: int) -> str:
-    """Return the holder that a lock file names."""
+    """Return the holder that a lock file names, as text."""
     return str(_parse_holder(os.pread(descriptor, LARGEST_STATE_FILE, 0)) or "unknown")
 
 

@@ -24,8 +24,8 @@ class ServiceManager(ABC):
     directory shows when it has stopped, `/health` when it serves again.
     """
 
-    # Whether a start that is asked for after a stop takes place after it, even if the run that
-    # asked for the stop has died. If not, VictoriaLogs is watched until the stop took place.
+    # Whether a start that is asked for after a stop happens after it, even if the run that asked for
+    # the stop was killed. If not, VictoriaLogs is watched for as long as the stop may still come.
     starts_after_stop = False
 
     @property
@@ -35,7 +35,7 @@ class ServiceManager(ABC):
 
     @abstractmethod
     def state(self) -> ServiceState:
-        """Return the state now; waits out a start or stop that is under way."""
+        """Return the state now; if a start or stop is in progress, wait for its end."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -43,14 +43,14 @@ class ServiceManager(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Ask for VictoriaLogs to be started; no error if it runs already."""
+        """Ask VictoriaLogs to start; no error if it runs already."""
 
     def check(self) -> None:
-        """Raise OperatorError if stopping or starting could not even be tried."""
+        """Raise OperatorError if a stop or start can't even be tried."""
         return
 
     def last_words(self) -> str:
-        """Return what the manager last said about VictoriaLogs, one line, for a failed start."""
+        """Return the manager's last message about VictoriaLogs, one line, for a failed start."""
         return ""
 
     def owner(self) -> Owner | None:
@@ -63,5 +63,5 @@ class ServiceManager(ABC):
 
 
 # Makes a service manager from the value under its name in the config and the host of the data path;
-# raises config.OptionsError for options that it doesn't take.
+# raises config.OptionsError for wrong options.
 ServiceFactory: TypeAlias = Callable[[object, Host], ServiceManager]

@@ -12,7 +12,7 @@ from vl_borg_hooks.services import ServiceManager, ServiceState
 from vl_borg_hooks.system.hosts import Host
 
 # LSB and systemctl(1): `status` exits with 0 for running and 3 for stopped; pgrep(1) with 1 for
-# not found. Any other status says neither, and is never taken for "stopped".
+# not found. Any other status means neither, and is never read as "stopped".
 RUNNING_STATUS = 0
 STOPPED_STATUSES = (1, 3)
 
@@ -29,7 +29,7 @@ class CommandOptions(BaseModel):
 
 
 class Command(ServiceManager):
-    """VictoriaLogs as started and stopped by the operator's own commands on `host`."""
+    """VictoriaLogs that the operator's own commands start and stop on `host`."""
 
     def __init__(self, options: CommandOptions, host: Host) -> None:
         self._options = options
@@ -37,11 +37,11 @@ class Command(ServiceManager):
 
     @property
     def description(self) -> str:
-        """`command START`."""
+        """Return `command START`."""
         return f"command {shlex.join(self._options.start)}"
 
     def check(self) -> None:
-        """Find the programs of all three commands, before VictoriaLogs is stopped."""
+        """Raise CommandFailed if the program of one of the three commands is missing."""
         for argv in (self._options.stop, self._options.start, self._options.status):
             if not self._host.has_command(argv[0]):
                 raise CommandFailed(

@@ -31,7 +31,7 @@ class SystemdOptions(BaseModel):
 class Systemd(ServiceManager):
     """A unit of systemd's system manager on `host`."""
 
-    # systemd has a queue of jobs for each unit, and goes on with it when systemctl is killed.
+    # systemd has a queue of jobs for each unit, and works through it even if systemctl is killed.
     starts_after_stop = True
 
     def __init__(self, options: SystemdOptions, host: Host) -> None:
@@ -43,11 +43,11 @@ class Systemd(ServiceManager):
 
     @property
     def description(self) -> str:
-        """`systemd unit NAME`."""
+        """Return `systemd unit NAME`."""
         return f"systemd unit {self.unit}"
 
     def state(self) -> ServiceState:
-        """Return the state now; waits out a start or stop that is under way."""
+        """Return the state now; if a start or stop is in progress, wait for its end."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
             properties = self._properties("LoadState", "ActiveState", "SubState")
@@ -58,7 +58,7 @@ class Systemd(ServiceManager):
                     hint="name the unit of VictoriaLogs under service: systemd:",
                 )
             active = properties.get("ActiveState", "")
-            # A unit that systemd is about to restart is one that somebody wants to run.
+            # A unit that systemd is about to restart is meant to run.
             restarting = properties.get("SubState", "").startswith("auto-restart")
             if active in ("active", "reloading") or restarting:
                 return ServiceState.RUNNING
@@ -66,7 +66,8 @@ class Systemd(ServiceManager):
                 return ServiceState.STOPPED
             if time.monotonic() >= deadline:
                 raise OperatorError(
-                    f"{self.description} has been {active} for {SETTLE_SECONDS} seconds"
+                    f"{self.description} has been {active} for {SETTLE_SECONDS} seconds",
+                    hint=f"see: systemctl status {self.unit}",
                 )
             time.sleep(POLL_SECONDS)
 
@@ -77,8 +78,8 @@ class Systemd(ServiceManager):
     def start(self) -> None:
         """Ask systemd to start the unit, without waiting.
 
-        A server that found its lock held may have been restarted by systemd until it gave up. From
-        the second time on reset-failed makes it forget that; the first must lose no time.
+        systemd may have restarted a server that found its lock held, until it gave up. From the
+        second call on, reset-failed clears that; the first call must not lose time.
         """
         if self._start_asked:
             self._systemctl("reset-failed", ok=range(256))
@@ -97,13 +98,13 @@ class Systemd(ServiceManager):
         return f"{said} {journal.stdout.strip()}".strip()
 
     def owner(self) -> Owner | None:
-        """Return the unit's User= and Group=, None if it has none and so runs as root."""
+        """Return the unit's User= and Group=, None if it has no User= and so runs as root."""
         properties = self._properties("User", "Group")
         user = properties.get("User", "")
         return self._host.user_ids(user, properties.get("Group", "")) if user else None
 
     def start_command(self) -> str:
-        """`systemctl start NAME`."""
+        """Return `systemctl start NAME`."""
         return f"systemctl start {self.unit}"
 
     def _properties(self, *names: str) -> Mapping[str, str]:

@@ -6,7 +6,7 @@ A staging copy is a directory with
     inventory.jsonl  one line per directory of the mirror: its path and the size of each file
     manifest.json    written last: from then on the copy may be archived
 
-An extracted copy is the same, come back out of an archive.
+An extracted copy is the same, extracted from an archive.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vl_borg_hooks.staging.walk import walk
 from vl_borg_hooks.system import files
 
 DATA = "data"
-# Where an extraction may have put a copy below the directory that the operator names.
+# How many directories are searched for a copy, below the one that the operator names.
 SEARCHED_DIRECTORIES = 10_000
 
 
@@ -55,7 +55,7 @@ class StagingCopy:
         files.private_directory(self.data)
 
     def unpublish(self) -> None:
-        """Withdraw the copy: nothing may be archived from now on; raises OperatorError."""
+        """Remove the manifest: from now on nothing may be archived; raises OperatorError."""
         files.remove(self.manifest_path)
 
     def publish(self, new: Manifest) -> None:
@@ -68,9 +68,9 @@ class StagingCopy:
         return manifest.read(self.manifest_path)
 
     def write_inventory(self, directories: Iterable[Directory] | None = None) -> Totals:
-        """List all files of the mirror, as they are or as `directories` that were walked say.
+        """Write the inventory of `directories`, or of a new walk, and return the totals.
 
-        Raises InvalidCopy for what no mirror may hold.
+        Raises InvalidCopy if the mirror holds what no mirror may hold.
         """
         present = walk(self.data) if directories is None else directories
         return inventory.write(self.inventory_path, present)
@@ -81,7 +81,7 @@ class StagingCopy:
 
 
 def find_copies(root: Path) -> list[StagingCopy]:
-    """Return the copies at or below `root`, wherever an extraction has put them.
+    """Return the copies at or below `root`, at any depth that an extraction may have put them.
 
     Raises InvalidCopy if there is none.
     """

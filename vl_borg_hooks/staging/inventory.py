@@ -48,8 +48,8 @@ class Directory:
         `path` is relative to the mirror.
         """
         self.path = path
-        # When it last changed, in nanoseconds since 1970, if that shows whether it has changed
-        # since: 0 for one that has others in it, or that changed only just now.
+        # When it last changed, in nanoseconds since 1970, if that is enough to see a later change.
+        # 0 if it has directories in it, or has only just changed.
         self.changed = changed
         self._files = files
         self._line = line
@@ -77,7 +77,7 @@ class Directory:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What both an inventory and a walk are in order of."""
+        """The key that inventories and walks are sorted by."""
         return tuple(self.path.split("/")) if self.path else ()
 
 
@@ -93,12 +93,12 @@ class Totals:
 def write(path: Path, directories: Iterable[Directory]) -> Totals:
     """Write `directories` to the inventory `path`, and return what they add up to.
 
-    Raises InvalidCopy for what no mirror may hold.
+    Raises OperatorError; InvalidCopy, from a walk, for what no mirror may hold.
     """
     digest = hashlib.sha256()
     count = size = 0
     try:
-        # Under another name: the last one is read meanwhile.
+        # Under another name, because the last one is read meanwhile.
         new = path.with_name(f".{INVENTORY}.new")
         with open(new, "wb", opener=files.private) as inventory:
             for directory in directories:
@@ -134,7 +134,7 @@ def _parse_line(inventory: Path, line: bytes) -> Directory:
         path, sizes = json.loads(line)
     except (ValueError, TypeError, RecursionError):
         raise InvalidCopy(f"{inventory}: has a line that is not an entry") from None
-    # A path that a walk can't come to is not below the mirror, and is not an entry.
+    # A path that a walk can't reach is not below the mirror, so the line is not an entry.
     if not (
         isinstance(path, str)
         and (not path or all(map(is_part_name, path.split("/"))))

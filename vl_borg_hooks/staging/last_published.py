@@ -1,13 +1,12 @@
-"""What is known of the last published copy, so that what is as it was then is not looked at again.
+"""What is known about the last published copy, so that what has not changed is not read again.
 
-The inventory lists every directory of the copy. Beside the instance's state we keep, for each of
-its lines, when that directory last changed by its ctime, which no one can set back: an entry that is
-made, removed or replaced, as rsync replaces files, changes it. A million files are some 80,000
-directories.
+The inventory lists every directory of the copy. In the instance's state directory we keep, for each
+of its lines, the ctime of that directory, which nobody can set back. It changes if an entry is made,
+removed or replaced; rsync replaces files. A million files are some 80,000 directories.
 
-The files are looked at once in every run nevertheless: one that is damaged in its place
-changes no directory, and one that is shared with the data, as a hard link, can be damaged there. That
-is done before the warm pass, which then has only to copy what is new, by VictoriaLogs' lists of parts.
+But every run still looks at each file once, because a file that is damaged in place does not change
+its directory, and a file that is shared with the data, as a hard link, can be damaged there. This
+comes before the warm pass, which then only has to copy what is new by VictoriaLogs' lists of parts.
 rsync would look at each file twice: here and in the data.
 """
 
@@ -34,20 +33,20 @@ from vl_borg_hooks.victorialogs.parts import partition_of
 KNOWN = "known"
 CHUNK_BYTES = 1 << 20
 _INT64 = "q"
-# A note: when the directory changed, and its sums, of which the last may be none.
+# A note: when the directory changed, and its sums; the last of them may be none.
 _NUMBERS = 4
 _NONE = -1
 
 
 @final
 class Notes:
-    """What is kept of a copy that is being published."""
+    """What is kept about a copy that is being published."""
 
     def __init__(self) -> None:
         self._numbers = array(_INT64)
 
     def taking(self, directories: Iterable[Directory]) -> Iterator[Directory]:
-        """Yield `directories` as they are, with a note of each."""
+        """Yield `directories` unchanged, and take a note of each."""
         for directory in directories:
             count, size, counted = directory.sums
             note = (directory.changed, count, size, _NONE if counted is None else counted)
@@ -65,7 +64,7 @@ class Notes:
 
 @final
 class LastPublished:
-    """The last published copy, asked for its directories in the order of a walk."""
+    """The last published copy; asked for its directories in the order of a walk."""
 
     def __init__(
         self, copy: StagingCopy, manifest: Manifest, numbers: array[int], compared: int
@@ -75,7 +74,7 @@ class LastPublished:
         self._copy = copy
         self._manifest = manifest
         self._numbers = numbers
-        # Which directories' files were found as they were in this run.
+        # For each line, whether this run found the files of its directory unchanged.
         self._seen = bytearray(len(numbers) // _NUMBERS)
         self._directories: Iterator[Directory] | None = None
         self._next: Directory | None = None
@@ -85,9 +84,9 @@ class LastPublished:
     def of(
         cls, copy: StagingCopy, manifest: Manifest | None, state_directory: Path
     ) -> LastPublished | None:
-        """Return what is known of `copy`, None if that is nothing or can't be trusted.
+        """Return what is known about `copy`, None if nothing is known or it can't be trusted.
 
-        `manifest` is the one that it was published with, None if it was not.
+        `manifest` is the one that it was published with, None if it was not published.
         """
         if manifest is None:
             return None
@@ -110,8 +109,8 @@ class LastPublished:
     def look(self) -> bool:
         """Look at every file, and say whether all is as it was published.
 
-        Only when no one else wants the processor or the disk, and in a separate thread: one that was
-        made idle stays so.
+        Uses the processor and the disk only when nothing else needs them. Runs in a separate thread,
+        because a thread that was made idle stays idle.
         """
         found: list[bool] = []
         ended = threading.Event()
@@ -140,11 +139,11 @@ class LastPublished:
                 sizes, inner = _look_into(f"{self._copy.data}/{directory.path}")
                 self._seen[number] = sizes == directory.files
                 directories += inner
-        # All that are listed are there. As many, but for the top one, means that no others are.
+        # All listed ones are there. As many (without the top one) means that there are no others.
         return all(self._seen) and directories == listed - 1
 
     def find(self, path: str) -> Directory | None:
-        """Return directory `path` as it was then, None if there was none."""
+        """Return directory `path` as it was then, None if it did not exist."""
         if self._directories is None:
             self._directories = self._read()
             self._next = next(self._directories, None)
@@ -159,11 +158,11 @@ class LastPublished:
         return found
 
     def touch(self, path: str) -> None:
-        """Take note that directory `path` is not as it was then."""
+        """Note that directory `path` is not as it was then."""
         self._touched.add(partition_of(path))
 
     def partitions(self) -> dict[str, Partition]:
-        """Return, after the walk, the partitions by name that are as they were then."""
+        """Return the partitions that are as they were then, by name; to be called after the walk."""
         while self._directories and self._next:
             self.touch(self._next.path)
             self._next = next(self._directories, None)
@@ -174,16 +173,16 @@ class LastPublished:
         }
 
     def _read(self) -> Iterator[Directory]:
-        """Yield what the inventory lists. By its checksum we have written it: it is not checked.
+        """Yield what the inventory lists. Its checksum shows that we wrote it: it is not checked.
 
-        Those that were not seen yet come as if it were not known when they changed.
+        Directories that were not seen yet have 0 as the time of their last change.
         """
         notes = zip(*[iter(self._numbers)] * _NUMBERS, strict=True)
         decoder = json.JSONDecoder()
         with open(self._copy.inventory_path, "rb", opener=files.regular) as lines:
             for number, (line, note) in enumerate(zip(lines, notes, strict=False)):
                 changed, count, size, counted = note
-                # Without the files, which are rarely asked for.
+                # Without the files, which are rarely needed.
                 path, _ = decoder.raw_decode(line.decode(), 1)
                 if not self._seen[number]:
                     changed = 0

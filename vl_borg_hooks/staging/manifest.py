@@ -17,13 +17,13 @@ FORMAT: Literal[1] = 1
 MANIFEST = "manifest.json"
 # A manifest has a line for each day of logs: a century of days is 4 MB.
 LARGEST_MANIFEST = 16 << 20
-# More than any disk holds of anything, and a number that is printed, summed and compared safely.
+# More than any disk holds, and still safe to print, add and compare.
 LARGEST_NUMBER = 10**30
 
 
 def _printable(text: str) -> str:
     if not text.isprintable():
-        raise ValueError("holds what no terminal shows as it is")
+        raise ValueError("has characters that can't be printed")
     return text
 
 
@@ -33,7 +33,7 @@ def _name(name: str) -> str:
     return name
 
 
-# What a stranger's manifest may say: it is shown to the operator, and calculated with.
+# What an untrusted manifest may say: it is shown to the operator, and used in calculations.
 Shown = Annotated[str, AfterValidator(_printable)]
 Number = Annotated[int, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 
@@ -85,7 +85,7 @@ def read(path: Path) -> Manifest:
             hint="use the version of vl-borg-hooks that its created_by names, or a newer one",
         )
     try:
-        # JSON has no tuples: strict Python validation would refuse the list it gives instead.
+        # JSON has no tuples: strict Python validation would refuse its lists.
         return Manifest.model_validate_json(json.dumps(parsed))
     except (ValidationError, RecursionError) as error:
         problem = error.errors()[0] if isinstance(error, ValidationError) else None

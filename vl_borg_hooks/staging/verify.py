@@ -1,4 +1,4 @@
-"""Is a copy what its manifest and VictoriaLogs' own metadata say it is? Needs no server."""
+"""Checks that a copy is what its manifest and VictoriaLogs' metadata say. Needs no server."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Report:
 def verify(copy: StagingCopy, *, linked: bool | None = None) -> Report:
     """Check every directory and file of `copy`; never raises for what is wrong with it.
 
-    `linked` says whether it may share files with what lies outside of it, as hard links; None
-    leaves that to its manifest, which is enough if the copy is only looked at.
+    `linked` says whether it may share files with the outside, as hard links. If it is None, the
+    manifest decides that, which is enough if the copy is only looked at.
     """
     report = Report(copy)
     try:
@@ -73,7 +73,7 @@ def verify(copy: StagingCopy, *, linked: bool | None = None) -> Report:
 
 
 def _counting(directories: Iterable[Directory], totals: Counter[str]) -> Iterator[Directory]:
-    """Yield `directories` as they are, adding up their files and bytes in `totals`."""
+    """Yield `directories` unchanged, and add up their files and bytes in `totals`."""
     for directory in directories:
         totals["files"] += directory.sums.files
         totals["bytes"] += directory.sums.bytes
@@ -81,7 +81,7 @@ def _counting(directories: Iterable[Directory], totals: Counter[str]) -> Iterato
 
 
 def noting(directories: Iterable[Directory], sizes: dict[str, int]) -> Iterator[Directory]:
-    """Yield `directories` as they are, noting in `sizes` what is to be held against metadata."""
+    """Yield `directories` unchanged, and note in `sizes` what is compared with metadata later."""
     for directory in directories:
         counted = directory.sums.counted
         if counted is not None:
@@ -95,10 +95,10 @@ def partitions(
     sizes: dict[str, int] | None = None,
     known: Mapping[str, Partition] = MappingProxyType({}),
 ) -> list[Partition]:
-    """Return what each partition in `data` holds, adding what is wrong with it to `problems`.
+    """Return what each partition in `data` holds, and add what is wrong with it to `problems`.
 
-    `sizes` are those that a walk has noted; without them, one is made. What is `known` of a
-    partition is not read again.
+    `sizes` are those that `noting` has taken from a walk; without them, a walk is made. Partitions
+    that are `known` are not read again.
     """
     if sizes is None:
         sizes = {}
@@ -122,7 +122,7 @@ def _partition(summary: parts.PartitionSummary) -> Partition:
 def _compare_partitions(
     copy: StagingCopy, manifest: Manifest, sizes: dict[str, int], problems: list[str]
 ) -> None:
-    """Hold VictoriaLogs' own metadata against the manifest."""
+    """Compare VictoriaLogs' own metadata with the manifest, and add what differs to `problems`."""
     found = {partition.name: partition for partition in partitions(copy.data, problems, sizes)}
     expected = {partition.name: partition for partition in manifest.partitions}
     for name in sorted(expected.keys() | found.keys()):
@@ -157,11 +157,11 @@ def differences(
             yield f"{data / found.path}: is a stray directory, not in the inventory"
             found = next(present, None)
         elif listed and found:
-            yield from _filedifferences(data, listed, found)
+            yield from _file_differences(data, listed, found)
             listed, found = next(inventory, None), next(present, None)
 
 
-def _filedifferences(data: Path, listed: Directory, found: Directory) -> Iterator[str]:
+def _file_differences(data: Path, listed: Directory, found: Directory) -> Iterator[str]:
     for name in sorted(listed.files.keys() | found.files.keys()):
         path = data / listed.path / name
         if name not in found.files:

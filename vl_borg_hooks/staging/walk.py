@@ -1,4 +1,4 @@
-"""A walk through a mirror, which trusts nothing that it finds."""
+"""A walk through a mirror that trusts nothing that it finds."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ TOO_YOUNG_NANOSECONDS = 2_000_000_000
 
 
 class Before(Protocol):
-    """What is known of the directories of a mirror from before, asked in the order of a walk."""
+    """What is known about a mirror's directories from before; asked in the order of a walk."""
 
     def find(self, path: str) -> Directory | None:
-        """Return directory `path` as it was then, None if there was none."""
+        """Return directory `path` as it was then, None if it did not exist."""
 
     def touch(self, path: str) -> None:
-        """Take note that directory `path` is not as it was then."""
+        """Note that directory `path` is not as it was then."""
 
 
 def walk(root: Path, *, linked: bool = False, before: Before | None = None) -> Iterator[Directory]:
-    """Yield every directory below `root` and itself, in a fixed order, following no link.
+    """Yield `root` and every directory below it, in a fixed order, without following links.
 
     What was known `before` and has not changed since is taken from there.
 
-    Raises InvalidCopy for links, devices, FIFOs and sockets, for names that no terminal shows as
-    they are, for a tree deeper than any of VictoriaLogs', and, unless it may be `linked`, for hard
-    links to what lies outside of `root`.
+    Raises InvalidCopy for links, devices, FIFOs and sockets, for names that can't be printed, for a
+    tree deeper than any of VictoriaLogs', for what can't be read, and, unless it may be `linked`, for
+    hard links to files outside of `root`.
     """
     links: dict[tuple[int, int], list[Path]] = {}
     too_young = time.time_ns() - TOO_YOUNG_NANOSECONDS
@@ -83,7 +83,7 @@ def walk(root: Path, *, linked: bool = False, before: Before | None = None) -> I
 def _note_link(
     links: dict[tuple[int, int], list[Path]], status: os.stat_result, path: Path
 ) -> None:
-    """Note one of the names of a file; the file is forgotten once all of its names were seen."""
+    """Note one of the names of a file; the file is dropped when all of its names were seen."""
     key = (status.st_dev, status.st_ino)
     names = links.setdefault(key, [])
     names.append(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# In the order in which they are registered: the checks are made, and reported, in this order.
+# They are registered in this order, and their checks are made and reported in this order.
 BUILT_IN = tuple(
     f"vl_borg_hooks.steps.{name}"
     for name in ("ready", "space", "service", "passes", "publish", "replace")

@@ -19,19 +19,19 @@ from vl_borg_hooks.victorialogs import changes, freeze, lock
 from vl_borg_hooks.victorialogs.layout import NOT_COPIED, PARTITIONS
 from vl_borg_hooks.victorialogs.swap import Swap
 
-# Another warm pass is made, if the final one is made in the stop window, as long as the last one
-# copied more than this and less than half of the one before: it then has less to copy again.
+# If the final pass is in the stop window, another warm pass is made as long as the last one copied
+# more than this, and less than half of the one before: then less is left for the final pass.
 ENOUGH_BYTES = 16_000_000
 MOST_WARM_PASSES = 5
-# How long a copy is only added to before all of it is compared with the data again: a week.
+# For this long, only what is new is copied; then all of the copy is compared with the data: a week.
 COMPARED_SECONDS = 7 * 24 * 3600
-# More bytes than VictoriaLogs writes of its own in the moment between two passes.
+# More bytes than VictoriaLogs writes by itself in the moment between two passes.
 MUCH_COPIED_BYTES = 16_000_000
 
 
 @hookimpl
 def make_copy(backup: Backup, hooks: Hooks) -> Copied:
-    """Bring the staging copy up to date, in two passes around a stop or in one if found stopped."""
+    """Update the staging copy, in two passes around a stop, or in one if found stopped."""
     passes = Passes(backup)
     try:
         if backup.found is ServiceState.STOPPED:
@@ -42,7 +42,7 @@ def make_copy(backup: Backup, hooks: Hooks) -> Copied:
 
 
 class Passes:
-    """The passes of one backup, and what each of them knows of those before it."""
+    """The passes of one backup, and what each pass knows about those before it."""
 
     def __init__(self, backup: Backup) -> None:
         self._backup = backup
@@ -65,25 +65,25 @@ class Passes:
 
     @property
     def _frozen(self) -> str:
-        """Where, on the host, hard links keep what the final pass has to copy."""
+        """The directory on the host with hard links to what the final pass has to copy."""
         return f"{self._backup.working_directory}/frozen"
 
     def copy_stopped(self) -> Copied:
-        """Make the copy of a VictoriaLogs that was found stopped, while its lock is held."""
+        """Make the copy of a VictoriaLogs that was found stopped, while we hold its lock."""
         backup = self._backup
         lock.ensure_file(backup.host, backup.data_directory)
         with lock.hold(backup.host, backup.data_directory):
             return self._copied(None, self._final_pass())
 
     def copy_around_stop(self, hooks: Hooks) -> Copied:
-        """Make the copy of a VictoriaLogs that runs: most of it before it is stopped."""
+        """Make the copy of a running VictoriaLogs: most of it before the stop."""
         backup = self._backup
         self._prepare_freezing()
         if self._last:
             self._look_at_copy(self._last)
         warm = self.warm_up()
-        # Left to the kernel, gigabytes may be written just when VictoriaLogs stops and waits for the
-        # disk itself.
+        # Otherwise the kernel may write gigabytes just when VictoriaLogs stops and needs the disk
+        # itself.
         LocalHost().sync(str(backup.staging.path))
         with stop_window(hooks, backup, "before-create"):
             final = self.copy_in_window()
@@ -94,9 +94,10 @@ class Passes:
         return self._copied(warm, final)
 
     def copy_in_window(self) -> PassResult | None:
-        """Keep what has changed, or if that can't be done copy it, while VictoriaLogs is stopped.
+        """Keep what has changed by hard links, or copy it, while VictoriaLogs is stopped.
 
-        Returns None if it was kept, by hard links: it is then copied after the start.
+        Returns None if it was kept: it is then copied after the start. It is copied now if hard
+        links can't be made, or if what has changed is not known.
         """
         backup = self._backup
         if self.listing is not None:
@@ -119,7 +120,7 @@ class Passes:
         )
 
     def _prepare_freezing(self) -> None:
-        """Find out, before the stop, whether the final pass can wait until after it."""
+        """Find out whether the final pass can come after the start; raises OperatorError."""
         backup = self._backup
         wanted = backup.instance.final_pass
         if wanted == "stopped":
@@ -128,25 +129,25 @@ class Passes:
         self.can_freeze = freeze.is_possible(backup.host, backup.data_directory, self._frozen)
         if wanted == "frozen" and not self.can_freeze:
             raise OperatorError(
-                f"no hard links can be made in {backup.instance.data_path}, as final_pass: frozen "
-                "wants",
-                hint="say final_pass: auto, or let this user write there",
+                f"hard links can't be made in {backup.instance.data_path}, but final_pass: frozen "
+                "needs them",
+                hint="set final_pass: auto, or let this user write there",
             )
 
     def _look_at_copy(self, last: LastPublished) -> None:
-        """Find out whether the last copy is still what was published: then it is not compared."""
+        """Find out whether the last copy is as it was published: then it is not compared."""
         started = time.monotonic()
         self.is_as_published = last.look()
         seconds = time.monotonic() - started
         found = "is as it was published" if self.is_as_published else "has changed since"
         self._backup.reporter.say(f"the last copy {found}: looked at in {seconds:.2f} s")
         self.compared = last.compared
-        # Only that finds files in the data that somebody other than VictoriaLogs has changed.
+        # Only a comparison finds files of the data that something other than VictoriaLogs changed.
         if not 0 <= time.time() - last.compared < COMPARED_SECONDS:
             self.is_as_published = False
 
     def warm_up(self) -> PassResult:
-        """Do warm passes until little is left for a final pass that VictoriaLogs has to wait for."""
+        """Make warm passes until little is left for a final pass in the stop window."""
         backup = self._backup
         copied: float = math.inf
         for _ in range(MOST_WARM_PASSES):
@@ -161,36 +162,36 @@ class Passes:
         return warm
 
     def warm_pass(self) -> PassResult:
-        """Copy what is there while VictoriaLogs runs; merges may take files away meanwhile."""
+        """Copy the data while VictoriaLogs runs; merges may remove files meanwhile."""
         backup = self._backup
         linked, now, here = backup.on_one_filesystem, self.listing, self._listed_here()
         new = changes.delta(here, now) if here and now else None
         if not (here and now and new):
             return self._warm(linked=linked)
         if self.is_as_published and not self._has_other_directories(now):
-            # What makes room comes first.
+            # Removing comes first: it makes room.
             for path in (*new.removed, *changes.gone_parts(here, now)):
                 LocalHost().remove_tree(str(backup.staging.data / path))
-            # A table without parts, and maybe without a list of parts, is a directory too.
+            # Tables without parts too: their directories must exist, even without a parts.json.
             empty = [path for path, table in now.tables.items() if not table.parts]
             return self._warm_only([*new.copied, *empty], linked=linked)
         if not linked:
             return self._warm()
-        # To look for something to link to takes rsync longer than all else: first that, for what is
-        # new, and then a look at everything, which is to find no more to copy.
+        # rsync needs most of its time to look for files to link to. So that is done first, and only
+        # for what is new; then comes a pass over everything, which should find no more to copy.
         done = self._warm_only(new.copied, linked=True)
         everything = self._warm()
         done = everything.after(done)
         if everything.bytes > MUCH_COPIED_BYTES:
-            # A merge has ended in between. This makes links of the copies.
+            # A merge has ended in between. This pass replaces the copies by links.
             done = self._warm(linked=True).after(done)
         return done
 
     def _listed_here(self) -> changes.Listing | None:
-        """Return what the staging copy is complete for; None if that is not known.
+        """Return the listing that the staging copy is complete for; None if that is not known.
 
-        After a pass in the same run, that is what the pass was made for: the lists that it has
-        copied can be newer than the parts.
+        After a pass in the same run, that is the listing from before that pass: the lists of parts
+        that the pass has copied can be newer than the parts.
         """
         staging = self._backup.staging
         if self._listed_before:
@@ -207,7 +208,7 @@ class Passes:
     def _has_other_directories(self, now: changes.Listing) -> bool:
         """Say whether there are directories that are not VictoriaLogs'.
 
-        What is gone from them, only a look at everything finds.
+        Only a pass over everything finds what was removed from them.
         """
         return any((self._backup.staging.data / path).is_dir() for path in now.others)
 
@@ -234,7 +235,7 @@ class Passes:
         return result
 
     def _final_pass(self) -> PassResult:
-        """Copy what changed since; nothing may change now, so nothing may vanish either."""
+        """Copy what has changed; it can't change any more, so a file that vanishes is an error."""
         backup = self._backup
         started = time.time()
         source = self._frozen if self._is_frozen else backup.data_directory

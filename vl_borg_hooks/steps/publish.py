@@ -1,4 +1,4 @@
-"""The last step of a backup: prove that the staging copy is consistent, and say so."""
+"""The last step of a backup: prove that the staging copy is consistent, and publish it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vl_borg_hooks.victorialogs.layout import PARTITIONS
 
 @hookimpl(specname="publish")
 def publish_copy(backup: Backup, copied: Copied) -> Manifest:
-    """Check the staging copy by VictoriaLogs' own metadata and write its manifest."""
+    """Check the staging copy by VictoriaLogs' own metadata and publish it; raises InvalidCopy."""
     staging, last = backup.staging, copied.last_published
-    # Parts that no longer count: merged since the warm pass, or left by a server that was killed,
-    # which removes them itself when it starts.
+    # Parts that no parts.json lists: merged since the warm pass, or left by a killed server.
+    # VictoriaLogs removes such parts itself when it starts.
     for stray in list(parts.stray_parts(staging.data)):
         LocalHost().remove_tree(str(stray))
     sizes: dict[str, int] = {}
@@ -35,7 +35,7 @@ def publish_copy(backup: Backup, copied: Copied) -> Manifest:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise InvalidCopy(
             f"the staging copy is not consistent: {problems[0]}{more}",
-            hint="run it again; if this stays, the data directory itself is damaged",
+            hint="run it again; if it fails again, the data directory itself is damaged",
         )
     LocalHost().sync(str(staging.path))
     owner = backup.host.owner(f"{backup.data_directory}/{PARTITIONS}")
@@ -62,7 +62,7 @@ def publish_copy(backup: Backup, copied: Copied) -> Manifest:
 
 
 def _server_version(backup: Backup) -> str:
-    """Return what the server says its version is, empty if it does not answer."""
+    """Return the version that the server reports, empty if it does not answer."""
     try:
         return backup.client.version() if backup.client else ""
     except OperatorError:

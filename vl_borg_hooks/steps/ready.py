@@ -1,4 +1,4 @@
-"""Is everything in place for a backup or a restore? Asked before anything is touched."""
+"""Checks that everything is in place for a backup or a restore, before anything is changed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _host(target: Target) -> str:
 
 
 def _tools(target: Target, *, reachable: bool) -> Iterator[Check]:
-    """Ask each different host once; one that can't be used has been reported already."""
+    """Check each different host once; one that can't be used has been reported already."""
     hosts = dict.fromkeys((LocalHost(), target.host) if reachable else (LocalHost(),))
     for host in hosts:
         yield check(f"rsync on {host.name}", partial(_rsync_on, host))
@@ -90,7 +90,7 @@ def _service(target: Target) -> str:
 
 
 def _url(target: Target) -> str:
-    """Raise OperatorError if the password can't be had: it is needed to see that it serves again."""
+    """Raise OperatorError if the password can't be read: it is needed to see VictoriaLogs serve."""
     if target.client is None:
         return "without url: in the config, the lock shows whether VictoriaLogs runs"
     return f"VictoriaLogs is asked at {target.client.url}"
@@ -102,7 +102,7 @@ def _found(target: Target) -> str:
 
 
 def _found_for_restore(restore: Restore) -> str:
-    """Return the state by the service manager: if the data is lost, so is the file with the lock."""
+    """Return the service manager's state: if the data is lost, the lock file is lost too."""
     restore.found = state = restore.service.state()
     if state is ServiceState.STOPPED:
         refuse_other_server(restore)
@@ -116,7 +116,7 @@ def _room(restore: Restore) -> str:
         raise OperatorError(
             f"the copy needs {human_bytes(needed)}, but the filesystem of "
             f"{restore.instance.data_path} has {human_bytes(free)} free",
-            hint="the data there is kept until the restored data is proved: make room for both",
+            hint="make room for both: the data there is kept until the restored data is proved",
         )
     return f"{human_bytes(free)} free, {human_bytes(needed)} needed"
 
@@ -129,9 +129,9 @@ def _owner(restore: Restore) -> str:
 def _needed_owner(restore: Restore) -> Owner | None:
     """Return who the restored files must belong to, None if that is the user that runs this.
 
-    In this order: `restore: owner:`, the owner of the data that is there, the user that the service
-    manager runs VictoriaLogs as, the owner of the data directory, that of the data which was backed
-    up. Raises OperatorError if we may not give files away and would have to.
+    The first of these that is known: `restore: owner:`, the owner of the data that is there, the
+    user that the service manager runs VictoriaLogs as, the owner of the data directory, the owner of
+    the data that was backed up. Raises OperatorError if that is another user and we are not root.
     """
     host = restore.host
     owner = (
@@ -166,7 +166,7 @@ def _configured_owner(restore: Restore) -> Owner | None:
 
 
 def _retention(restore: Restore) -> str:
-    """Find out what the server that runs now will delete at once, as older than its retention.
+    """Find out what the running server would delete immediately, as older than its retention.
 
     Raises OperatorError if nothing would be left of the copy.
     """
@@ -179,7 +179,7 @@ def _retention(restore: Restore) -> str:
     what = f"{len(expired)} of {len(partitions)} partitions ({rows} rows)"
     if len(expired) == len(partitions):
         raise OperatorError(
-            f"VictoriaLogs would delete all of the copy at once: {what} are before {oldest}, "
+            f"VictoriaLogs would delete all of the copy immediately: {what} are before {oldest}, "
             "the end of its -retentionPeriod",
             hint="start VictoriaLogs with a longer -retentionPeriod first",
         )
@@ -196,7 +196,7 @@ def _oldest_kept(restore: Restore) -> str:
     try:
         return flags.oldest_kept_day(restore.client.flag("retentionPeriod"))
     except OperatorError:
-        # Being broken is a reason to restore it, not a reason not to.
+        # A broken server is a reason to restore, not a reason to refuse.
         return ""
 
 

@@ -1,4 +1,4 @@
-"""How a restore puts its copy in place: all of the data is exchanged, or stays as it was."""
+"""How a restore puts its copy in place: all of the data is replaced, or all of it stays."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from vl_borg_hooks.victorialogs.swap import Swap, present
 
 @hookimpl
 def put_in_place(restore: Restore, hooks: Hooks) -> PassResult:
-    """Copy it beside the data, exchange the two in a stop window, and prove the result."""
+    """Put the copy beside the data, exchange the two in a stop window, and prove the result."""
     swap = Swap(restore.host, restore.data_directory)
     swap.discard_leftovers()
     try:
         placed = _place(restore, swap.incoming)
         _check_placed(restore, swap.incoming)
-        # On disk, and while VictoriaLogs still runs: what it replaces is removed in the end.
+        # On the disk before VictoriaLogs stops: the data that it replaces is removed in the end.
         restore.host.sync(swap.incoming)
         _exchange(hooks, restore)
         return placed
@@ -44,12 +44,12 @@ def put_in_place(restore: Restore, hooks: Hooks) -> PassResult:
 def prove_restore(restore: Restore) -> None:
     """Count the rows through the server; raises OperatorError if some are missing.
 
-    There may be more than in the copy: clients write again the moment that it serves.
+    There may be more than in the copy: clients write again as soon as it serves.
     """
     if not lock.is_held(restore.host, restore.data_directory):
         raise OperatorError(
             f"{restore.service.description} runs, but not on {restore.instance.data_path}",
-            hint="is data_path what its -storageDataPath says?",
+            hint="check that data_path is what its -storageDataPath says",
         )
     if restore.client is None:
         restore.reporter.warn("healthy; without url: in the config its rows can't be counted")
@@ -59,13 +59,13 @@ def prove_restore(restore: Restore) -> None:
     if served < expected:
         raise OperatorError(
             f"VictoriaLogs serves {served} rows of the {expected} in the copy",
-            hint="see its log; is its -retentionPeriod shorter than the copy is old?",
+            hint="see its log, and check that its -retentionPeriod is longer than the age of the copy",
         )
     restore.reporter.say(f"VictoriaLogs serves {served} rows, {expected} of them expected")
 
 
 def _place(restore: Restore, incoming: str) -> PassResult:
-    """Copy the verified copy to where it can be put in place by a rename."""
+    """Copy the verified copy to `incoming`, from where a rename can put it in place."""
     host, owner = restore.host, restore.owner
     if host.owner(restore.data_directory) is None:
         host.make_directory(restore.data_directory, 0o755)
@@ -87,7 +87,7 @@ def _place(restore: Restore, incoming: str) -> PassResult:
 
 
 def _check_placed(restore: Restore, placed: str) -> None:
-    """Raise InvalidCopy if what lies ready to be put in place is not what was verified."""
+    """Raise InvalidCopy if `placed` is not what was verified; not checked on another machine."""
     incoming = restore.host.local_path(placed)
     if incoming is not None:
         inventory = restore.copy.read_inventory(restore.manifest.inventory_sha256)
@@ -96,7 +96,7 @@ def _check_placed(restore: Restore, placed: str) -> None:
 
 
 def _exchange(hooks: Hooks, restore: Restore) -> None:
-    """Put the copy in place, prove that VictoriaLogs serves it, or bring back what was there."""
+    """Put the copy in place and prove that VictoriaLogs serves it, or bring back what was there."""
     found_running = restore.found is ServiceState.RUNNING
     try:
         if found_running:
@@ -112,9 +112,9 @@ def _exchange(hooks: Hooks, restore: Restore) -> None:
     except BaseException as error:
         with signals.held_back():
             undone = recover(hooks, restore)
-        told = error.error if isinstance(error, signals.Interrupted) else error
-        if undone and isinstance(told, OperatorError):
-            told.victorialogs = f"{describe_state(restore)}, on the data that was there before"
+        failure = error.error if isinstance(error, signals.Interrupted) else error
+        if undone and isinstance(failure, OperatorError):
+            failure.victorialogs = f"{describe_state(restore)}, on the data that was there before"
         raise
     restore.host.sync(restore.data_directory)
     # From here on the restored data stays, whatever happens.
@@ -129,7 +129,7 @@ def _exchange(hooks: Hooks, restore: Restore) -> None:
 
 
 def _swap(restore: Restore) -> None:
-    """Put the copy in place of what is there now that it is locked: a stop may write new files."""
+    """Put the copy in place of what is there; listed only now, because a stop may write files."""
     replaced = present(restore.host, restore.data_directory)
     found_running = restore.found is ServiceState.RUNNING
     restore.records.note(Journal("restore", found_running, replaced))
@@ -137,9 +137,9 @@ def _swap(restore: Restore) -> None:
 
 
 def _wait_stopped(restore: Restore) -> None:
-    """Ask the service manager too: if the data was lost, so was the lock's file."""
+    """Wait for the service manager too: if the data was lost, the lock file was lost too."""
     deadline = time.monotonic() + restore.instance.stop_timeout
     while restore.service.state() is not ServiceState.STOPPED:
         if time.monotonic() >= deadline:
-            raise OperatorError(f"{restore.service.description} did not stop")
+            raise OperatorError(f"{restore.service.description} did not stop in time")
         time.sleep(window.POLL_SECONDS)

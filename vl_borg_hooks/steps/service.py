@@ -12,27 +12,27 @@ from vl_borg_hooks.victorialogs import lock
 
 @hookimpl
 def service_managers() -> Mapping[str, ServiceFactory]:
-    """`systemd` and `command`."""
+    """Return `systemd` and `command`."""
     return {"systemd": systemd.from_config, "command": command.from_config}
 
 
 @hookimpl
 def stop_service(target: Target) -> bool:
-    """Ask the service manager of the config."""
+    """Ask the service manager of the config to stop VictoriaLogs."""
     target.service.stop()
     return True
 
 
 @hookimpl
 def start_service(target: Target) -> bool:
-    """Ask the service manager of the config."""
+    """Ask the service manager of the config to start VictoriaLogs."""
     target.service.start()
     return True
 
 
 @hookimpl
 def is_healthy(target: Target) -> bool:
-    """Ask `/health` if there is a `url`, else whether a server holds the data's lock."""
+    """Say whether `/health` is OK, or without a `url`, whether a server holds the data's lock."""
     if target.client:
         return target.client.is_healthy()
     return lock.is_held(target.host, target.data_directory)

@@ -1,4 +1,4 @@
-"""Is there room for the staging copy, also for VictoriaLogs beside it? Asked before anything else."""
+"""Checks that there is room for the staging copy, and for VictoriaLogs beside it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from vl_borg_hooks.victorialogs.layout import PARTITIONS
 # Left free beside what is copied, for the inventory, the manifest, and logs that come meanwhile.
 RESERVE_BYTES = 64_000_000
 # How near to -retention.maxDiskUsagePercent a server may be if the copy is on its filesystem. The
-# copy keeps what VictoriaLogs drops until the next backup, so near its limit dropping its oldest
-# logs frees nothing, and it would drop more and more.
+# copy keeps what VictoriaLogs drops until the next backup. So dropping its oldest logs near the limit
+# frees nothing, and it would drop more and more.
 MARGIN_PERCENT = 5
 
 
@@ -44,7 +44,7 @@ def _on_one_filesystem(backup: Backup) -> bool:
 
 
 def _room(backup: Backup) -> str:
-    """Refuse if the filesystem of the staging copy has no room for it."""
+    """Raise OperatorError if the filesystem of the staging copy has no room for it."""
     staging = backup.instance.staging_path
     needed = 0 if _on_one_filesystem(backup) else missing_bytes(backup)
     free = backup.host.free_bytes(staging)
@@ -52,13 +52,13 @@ def _room(backup: Backup) -> str:
         raise OperatorError(
             f"the staging copy needs {human_bytes(needed)} more and {human_bytes(RESERVE_BYTES)} in "
             f"reserve, but the filesystem of {staging} has {human_bytes(free)} free",
-            hint="make room there, or see whether it is mounted",
+            hint="make room there, or check whether it is mounted",
         )
     return f"{human_bytes(free)} free, {human_bytes(needed)} needed"
 
 
 def _limits(backup: Backup) -> str:
-    """Refuse if VictoriaLogs would stop taking logs, or drop old ones, for lack of room."""
+    """Raise OperatorError if VictoriaLogs would refuse logs, or drop old ones, for lack of room."""
     free = backup.host.free_bytes(backup.instance.staging_path)
     least = _flag(backup, "storage.minFreeDiskSpaceBytes")
     if free < least + RESERVE_BYTES:
@@ -80,7 +80,7 @@ def _limits(backup: Backup) -> str:
 
 
 def _flag(backup: Backup, name: str) -> int:
-    """Return the number in the server's flag `name`, 0 if it does not say."""
+    """Return the number in the server's flag `name`, 0 if that is not known."""
     try:
         return flags.size(backup.client.flag(name)) if backup.client else 0
     except OperatorError:
@@ -109,7 +109,7 @@ def _size(part: str) -> int:
 
 
 def _device(path: str) -> int:
-    """Return the filesystem that `path` is on, or will be once it is made."""
+    """Return the filesystem that `path` is on, or will be on when it is made."""
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return os.stat(path).st_dev

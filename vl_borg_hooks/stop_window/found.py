@@ -1,4 +1,4 @@
-"""In which state VictoriaLogs is: found by a run, and said in an error."""
+"""The state of VictoriaLogs: as a run finds it, and as an error reports it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.victorialogs import lock
 
-# How long a server that was only just started may take until it holds its lock.
+# How long a server that has only just started may take until it holds its lock.
 COMES_UP_SECONDS = 2
 POLL_SECONDS = 0.001
 
@@ -24,7 +24,7 @@ def find_state(target: Target) -> ServiceState:
         raise OperatorError(
             f"{target.service.description} runs, but no process holds the lock of "
             f"{target.data_directory} on {target.host.name}",
-            hint="is data_path what its -storageDataPath says?",
+            hint="check that data_path is what its -storageDataPath says",
         )
     if state is ServiceState.STOPPED:
         refuse_other_server(target)
@@ -32,7 +32,7 @@ def find_state(target: Target) -> ServiceState:
 
 
 def refuse_other_server(target: Target) -> None:
-    """Raise OperatorError if a server holds the lock though the service is stopped."""
+    """Raise OperatorError if a server holds the lock although the service is stopped."""
     if lock.is_held(target.host, target.data_directory):
         raise OperatorError(
             f"{target.service.description} is stopped, but a process holds the lock of "
@@ -42,7 +42,7 @@ def refuse_other_server(target: Target) -> None:
 
 
 def _comes_up(target: Target) -> bool:
-    """Say whether a server holds its lock; one that was only just started, within seconds."""
+    """Say whether a server holds its lock; wait some seconds for one that has only just started."""
     deadline = time.monotonic() + COMES_UP_SECONDS
     while not lock.is_held(target.host, target.data_directory):
         if time.monotonic() >= deadline:
@@ -52,13 +52,13 @@ def _comes_up(target: Target) -> bool:
 
 
 def describe_state(target: Target) -> str:
-    """Return in which state VictoriaLogs is now, for an error; never raises."""
+    """Return the state of VictoriaLogs now, for an error; never raises."""
     try:
         running = lock.is_held(target.host, target.data_directory)
     except OperatorError:
         return "the state of VictoriaLogs is unknown"
     if running and target.stop_may_still_come:
-        return "VictoriaLogs is running, but was asked to stop: see that it stays up"
+        return "VictoriaLogs is running, but was asked to stop: check that it keeps running"
     if running:
         return "VictoriaLogs is running"
     as_found = " as it was found" if target.found is ServiceState.STOPPED else ""

@@ -1,9 +1,9 @@
-"""The guard: a process that outlives us and starts VictoriaLogs when we die in the stop window.
+"""The guard: a process that outlives us and starts VictoriaLogs if we are killed in the stop window.
 
-It waits for the run lock, which the kernel frees the moment we die, and then does what `recover`
-does: nothing if the journal says that nothing is owed. VictoriaLogs is stopped only once the
-guard waits: a program that only just starts would be of no use, and would take the processor from a
-VictoriaLogs that starts. It says so by the protocol of sd_notify(3).
+It waits for the run lock, which the kernel frees when we end, and then does what `recover` does:
+nothing if there is no journal. VictoriaLogs is stopped only after the guard has begun to wait: a
+guard that is still starting could not help, and would take the processor from a VictoriaLogs that
+starts. The guard reports that it waits by the protocol of sd_notify(3).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _READY = b"READY=1"
 
 
 def arm(target: Target) -> None:
-    """Start the guard of `target`, before VictoriaLogs is stopped, and wait until it is on guard.
+    """Start the guard of `target`, before VictoriaLogs is stopped, and wait until it is ready.
 
-    Under systemd it is a transient unit, out of reach of a KillMode=control-group that ends
-    borgmatic's whole unit; elsewhere, or if systemd refuses, a process in a session of its own.
-    Raises OperatorError if there is no guard.
+    For root under systemd it is a transient unit, which a KillMode=control-group that ends
+    borgmatic's whole unit does not reach. Otherwise, or if systemd refuses, it is a process in its own
+    session. Raises OperatorError if there is no guard.
     """
     argv = [
         sys.executable,
@@ -54,7 +54,7 @@ def arm(target: Target) -> None:
 
 
 def on_guard() -> None:
-    """Tell the run that started this guard that it waits from now on."""
+    """Report to the run that started this guard that the guard waits from now on."""
     address = os.environ.get(_NOTIFY)
     if not address:
         return
@@ -62,7 +62,7 @@ def on_guard() -> None:
         try:
             sending.sendto(_READY, _socket_address(address))
         except OSError:
-            # The run that started us has died: all the more reason to go on.
+            # The run that started us has ended already: the guard is needed even more.
             return
 
 
@@ -72,7 +72,7 @@ def _socket_address(address: str) -> str:
 
 
 def _start_process(argv: list[str]) -> None:
-    """Start `argv` as a process in a session of its own, and wait until it says that it is ready."""
+    """Start `argv` as a process in its own session, and wait until it reports that it is ready."""
     address = f"@vl-borg-hooks-{os.getpid()}-{time.monotonic_ns()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
         receiving.bind(_socket_address(address))
@@ -83,8 +83,8 @@ def _start_process(argv: list[str]) -> None:
             if guard.poll() is not None or time.monotonic() >= deadline:
                 guard.kill()
                 raise OperatorError(
-                    "the guard, which starts VictoriaLogs should this run be killed, did not start",
-                    hint="try yourself: vl-borg-hooks recover",
+                    "the guard, which starts VictoriaLogs if this run is killed, did not start",
+                    hint="to see why, run: vl-borg-hooks recover",
                 )
 
 
@@ -102,10 +102,10 @@ def _transient_unit(name: str, argv: list[str]) -> list[str]:
         "--quiet",
         "--collect",
         f"--unit=vl-borg-hooks-guard-{name}-{os.getpid()}",
-        f"--description=starts VictoriaLogs should the backup of {name} be killed",
+        f"--description=starts VictoriaLogs if a run on {name} is killed",
         "--property=Type=notify",
-        # systemd gives units its own PATH; ours found systemctl and ssh.
+        # systemd gives units its own PATH; with ours, systemctl and ssh are found.
         f"--setenv=PATH={os.environ.get('PATH', os.defpath)}",
-        # systemd.service(5), COMMAND LINES: `$$` is a dollar sign and no variable.
+        # systemd.service(5), COMMAND LINES: `$$` is a dollar sign and not a variable.
         *(word.replace("$", "$$") for word in argv),
     ]

@@ -1,4 +1,4 @@
-"""Recovery: VictoriaLogs and its data are brought back to what a killed run found."""
+"""Recovery: bring VictoriaLogs and its data back to the state that a killed run found."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from vl_borg_hooks.victorialogs.swap import Swap
 
 
 def recover(hooks: Hooks, target: Target) -> bool:
-    """Bring VictoriaLogs back to the state that a killed run found it in; say if there was one.
+    """Bring VictoriaLogs back to the state that a killed run found; return whether there was one.
 
-    The caller holds the run lock, so the run that wrote the journal has ended.
+    The caller holds the run lock, so the run that wrote the journal has ended, or is the caller's.
     """
     journal = target.records.journal()
     if journal is None:
         Swap(target.host, target.data_directory).discard_leftovers()
         return False
     swap = Swap(target.host, target.data_directory, journal.replaced or ())
-    target.reporter.warn(f"a {journal.command} was killed: bringing VictoriaLogs back")
+    target.reporter.warn(f"a {journal.command} was cut short: bringing VictoriaLogs back")
     if journal.replaced is not None:
         window.stop_again(target)
         with window.locked(target):
             swap.undo()
-            # Undone for good: to undo it again would take what a server makes from here on for
-            # the restore's.
+            # The undo is complete. A second one would remove what a server makes from here on, as if
+            # the restore had made it.
             target.records.note(Journal(journal.command, journal.found_running))
     if journal.found_running:
         window.bring_back(hooks, target)

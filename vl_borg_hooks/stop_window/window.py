@@ -16,18 +16,19 @@ from vl_borg_hooks.system import signals
 from vl_borg_hooks.victorialogs import lock
 
 POLL_SECONDS = 0.001
-# From some tenths of a second on, this share of the time that a start has taken is between two polls.
+# After some tenths of a second, the time between two polls is this share of the time since the start.
 POLL_SHARE = 0.005
-# A start that was refused or died at once is tried again this often, until start_timeout is over.
+# A start that was refused or failed immediately is tried again after so many seconds, until
+# start_timeout is over.
 RETRY_SECONDS = 2
 WATCH_POLL_SECONDS = 0.2
-# For how long VictoriaLogs is watched at least after a stop that may still take effect, because its
-# command failed, or was interrupted or killed with us.
+# VictoriaLogs is watched for at least so many seconds after a stop that may still take effect,
+# because its command failed, or was interrupted or killed with us.
 WATCH_SECONDS = 5
 
 
 class StartFailed(OperatorError):
-    """VictoriaLogs is down and could not be started: the worst there is."""
+    """VictoriaLogs is down and could not be started: the worst case."""
 
 
 @contextlib.contextmanager
@@ -36,13 +37,13 @@ def stop_window(
 ) -> Iterator[None]:
     """Stop VictoriaLogs and lock its data directory for the block; start it again afterwards.
 
-    With `settle`, nothing is owed any more once it runs again; otherwise the caller settles it.
-    Raises OperatorError if it does not stop in `stop_timeout` seconds, or does not come back; it
-    was brought back in the first case, and the second is a StartFailed.
+    With `settle`, the journal is removed when it runs again; otherwise the caller removes it. Raises
+    OperatorError if it does not stop in `stop_timeout` seconds, after it was brought back, and
+    StartFailed if it does not come back.
     """
     with _announced(hooks, target):
         guard.arm(target)
-        # Before anything is owed: a server that hangs may take its time to answer.
+        # Before the journal is written, because a server that hangs may answer late.
         _flush(target)
         target.records.note(Journal(command, found_running=True))
         failed: BaseException | None = None
@@ -78,18 +79,18 @@ def _announced(hooks: Hooks, target: Target) -> Iterator[None]:
 
 
 def _flush(target: Target) -> None:
-    """Let VictoriaLogs do, while it still serves, what it would have to do in its stop."""
+    """Make VictoriaLogs do, while it still serves, what it would otherwise do in its stop."""
     with contextlib.suppress(OperatorError):
         if target.client:
             target.client.flush()
 
 
 def _bring_back_after(hooks: Hooks, target: Target, failed: BaseException | None) -> None:
-    """Bring VictoriaLogs back; if that fails too, say also what `failed` before."""
+    """Bring VictoriaLogs back; if that fails too, add what `failed` before to the error."""
     try:
         bring_back(hooks, target)
         if target.stop.is_open:
-            # What was asked for, and then failed or was interrupted, may still take effect.
+            # A stop command that failed or was interrupted may still take effect.
             watch(hooks, target, WATCH_SECONDS)
     except StartFailed as failure:
         if failed:
@@ -98,9 +99,9 @@ def _bring_back_after(hooks: Hooks, target: Target, failed: BaseException | None
 
 
 def clear_journal(target: Target) -> None:
-    """VictoriaLogs is as it was found: nothing is owed, unless a stop may still take effect.
+    """Remove the journal, as VictoriaLogs is as it was found, unless a stop may still take effect.
 
-    The guard then finds the journal when we end, and watches for as long as that may be.
+    In that case the guard finds the journal when we end, and watches for as long as that may be.
     """
     if not target.stop_may_still_come:
         target.records.clear_journal()
@@ -133,7 +134,7 @@ def bring_back(hooks: Hooks, target: Target) -> None:
             hooks.start_service(target)
         except Exception as error:  # noqa: BLE001 - a plugin must not keep VictoriaLogs down
             complaints.append(str(error) or type(error).__name__)
-            target.reporter.warn(f"start refused, trying again: {complaints[-1]}")
+            target.reporter.warn(f"the start failed, trying again: {complaints[-1]}")
             with contextlib.suppress(Exception):
                 target.service.start()
         until = min(deadline, time.monotonic() + RETRY_SECONDS)
@@ -156,8 +157,8 @@ def stop_again(target: Target) -> None:
 def _wait_for_late_stop(target: Target, deadline: float) -> None:
     """Wait until a VictoriaLogs that was asked to stop, and took too long, has stopped.
 
-    What answers until then is the server that will stop: to start anything would be to no avail.
-    Raises StartFailed if it still has not stopped by `deadline`: it may yet.
+    Until then, the server that answers is the one that will stop: a start would have no effect.
+    Raises StartFailed if it has not stopped by `deadline`: it may still stop later.
     """
     target.reporter.warn("waiting for the stop that took too long, to start VictoriaLogs after it")
     while lock.is_held(target.host, target.data_directory):
@@ -177,14 +178,14 @@ def _seconds_since_stop(target: Target) -> int:
 
 
 def stop_may_come(target: Target) -> float:
-    """Return for how many seconds a stop may still take effect that a killed run asked for."""
+    """Return for how many seconds the stop that a killed run asked for may still take effect."""
     if target.service.starts_after_stop:
         return WATCH_SECONDS
     try:
         running = lock.is_held(target.host, target.data_directory)
     except OperatorError:
         running = True
-    # What has stopped can't be stopped once more by the same command.
+    # If it has stopped already, the same command can't stop it a second time.
     return max(WATCH_SECONDS, target.instance.stop_timeout) if running else WATCH_SECONDS
 
 
@@ -194,11 +195,11 @@ def watch(
     seconds: float,
     alone: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> None:
-    """See to it that VictoriaLogs stays up for `seconds`.
+    """Keep VictoriaLogs running for `seconds`: start it if it is down.
 
-    A command that a killed run had under way, such as a script that stops it, may still take
-    effect after that run's death. If it is down, `alone` is entered first, which waits for a
-    run that is on: it may be the one that has stopped it.
+    A command that a killed run has started, such as a script that stops VictoriaLogs, may still take
+    effect after that run has ended. If VictoriaLogs is down, `alone` is entered first, which waits
+    for a current run: that run may have stopped it.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -214,9 +215,10 @@ def _is_healthy_now(hooks: Hooks, target: Target) -> bool:
 
 
 def _becomes_healthy(hooks: Hooks, target: Target, deadline: float, complaints: list[str]) -> bool:
-    """Ask until it is healthy or `deadline` has come; what the asking fails with is a complaint.
+    """Ask until it is healthy or `deadline` has come; return whether it is healthy.
 
-    A server that takes long to start is asked less often, and has the processor to itself.
+    If the asking fails, its error replaces `complaints`. A server that takes long to start is asked
+    less often, so that it has the processor to itself.
     """
     began = time.monotonic()
     while True:

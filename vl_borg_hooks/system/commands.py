@@ -18,11 +18,11 @@ from vl_borg_hooks.errors import CommandFailed
 
 # prctl(2) PR_SET_PDEATHSIG, from linux/prctl.h.
 PR_SET_PDEATHSIG = 1
-# How long a command that took too long may take to end on SIGTERM, and then on SIGKILL. One that
-# hangs in the kernel, on a dead disk, ends on neither and is left to itself.
+# How long a command may take to end after SIGTERM, and then after SIGKILL. One that hangs in the
+# kernel, on a dead disk, ends after neither and is left alone.
 ENDING_SECONDS = 2
 CHUNK_BYTES = 1 << 16
-# Every exit status, and the number of every signal as sh has it: with a minus.
+# Every exit status, and the number of every signal as sh has it: negative.
 ANY_STATUS = tuple(range(-64, 256))
 
 
@@ -56,10 +56,10 @@ def run(
 ) -> Completed:
     """Run `argv`, wait for it, and return what it left.
 
-    `ok` are the exit statuses that are no failure; `timeout` is in seconds, after which the command
+    `ok` are the exit statuses that are not failures; `timeout` is in seconds, after which the command
     is ended and, if it can't be, left behind. `on_output` receives stdout in pieces as it comes.
-    `dies_with_us` has the kernel end the command when we are killed; `idle` gives it the processor
-    and the disk only when no one else wants them.
+    `dies_with_us` makes the kernel end the command if we are killed; `idle` gives it the processor
+    and the disk only when nothing else needs them.
 
     Raises CommandFailed if the command is missing or fails, TookTooLong if it takes too long.
     """
@@ -77,10 +77,10 @@ def run(
             if exit_status is None:
                 raise TookTooLong(f"{shlex.join(argv)} took longer than {timeout:g} seconds")
         except BaseException:
-            # If we are being ended ourselves, nothing that we started may go on writing either.
+            # If we are ended ourselves, nothing that we started may go on writing.
             _end(process)
             raise
-        # What is printed may be file names, which must come back as they are; complaints are read.
+        # stdout may hold file names, which must stay as they are; stderr is for people.
         completed = Completed(
             exit_status,
             _content(stdout, "surrogateescape"),
@@ -101,14 +101,14 @@ def beside(
 ) -> subprocess.Popen[str]:
     """Start `argv` to run beside us; with `talks`, its three streams are pipes, else nothing.
 
-    `dies_with_us` has the kernel end it when we are killed: only while we have no other thread.
-    `outlives_us` gives it a session of its own, so that what ends us does not end it.
+    `dies_with_us` makes the kernel end it if we are killed; only for while we have no other thread.
+    `outlives_us` gives it its own session, so that what ends us does not end it.
     `environment` is added to ours. Raises OSError if it can't be started.
     """
-    # Not by sh. It gives each command threads that look after it until it ends: they wake up every
-    # second, ten times a second if the command can be written to, and an answer comes as a call in
-    # such a thread. These commands run as long as we do, or longer, also while VictoriaLogs is
-    # stopped: meanwhile they may cost nothing, and the answer of one is to be waited for.
+    # Not by sh. It gives each command threads that watch it until it ends. They wake up every second,
+    # ten times a second if the command can be written to, and an answer comes as a call in such a
+    # thread. These commands run as long as we do, or longer, also while VictoriaLogs is stopped. They
+    # must cost nothing in that time, and we have to wait for the answer of one.
     streams = subprocess.PIPE if talks else subprocess.DEVNULL
     return subprocess.Popen(
         argv,
@@ -125,7 +125,7 @@ def beside(
 
 
 def make_idle(pid: int) -> None:
-    """Put process or thread `pid` behind all others; if the kernel refuses, it runs as any other."""
+    """Give process or thread `pid` the lowest priority; if the kernel refuses, it keeps its own."""
     import psutil
 
     with contextlib.suppress(psutil.Error, OSError):
@@ -135,7 +135,7 @@ def make_idle(pid: int) -> None:
 
 
 def _start(argv: Sequence[str], stdout: IO[bytes], stderr: IO[bytes], *, dies_with_us: bool) -> Any:
-    """Return `argv` as a running command of sh's; raises CommandFailed."""
+    """Start `argv` by sh and return the running command; raises CommandFailed."""
     # Imported here: it costs more than everything else that `after-create` needs.
     import sh
 
@@ -165,9 +165,9 @@ def _start(argv: Sequence[str], stdout: IO[bytes], stderr: IO[bytes], *, dies_wi
 
 
 def _encodable(words: Sequence[str]) -> tuple[Sequence[str], str]:
-    """Return `words` and the encoding in which sh gives the program the bytes that they stand for.
+    """Return `words` and the encoding with which sh gives the program their exact bytes.
 
-    File names need not be UTF-8; Python then has them as surrogates, which sh can't encode.
+    File names can be other than UTF-8. Python has those as surrogates, which sh can't encode.
     """
     try:
         "".join(words).encode("utf-8")
@@ -177,7 +177,7 @@ def _encodable(words: Sequence[str]) -> tuple[Sequence[str], str]:
 
 
 def _die_with_parent() -> Callable[[], None]:
-    """Return what a child calls between fork and exec to be ended by the kernel with its parent."""
+    """Return what a child calls between fork and exec, so that the kernel ends it with its parent."""
     import ctypes
 
     # Loaded before the fork: between fork and exec only async-signal-safe work is safe.
@@ -188,8 +188,8 @@ def _die_with_parent() -> Callable[[], None]:
 def _pipe_to(on_output: Callable[[str], None]) -> Iterator[IO[bytes]]:
     """Yield the end of a pipe to write to, and hand what is written to `on_output`.
 
-    Not left to sh, which hands over whole lines or full buffers, or else single bytes: rsync ends
-    no line while it copies, and prints its progress for every file.
+    Not left to sh, which hands over whole lines, full buffers or single bytes: rsync does not end a
+    line while it copies, and prints its progress for every file.
     """
     receiving, sending = os.pipe()
 
@@ -204,7 +204,7 @@ def _pipe_to(on_output: Callable[[str], None]) -> Iterator[IO[bytes]]:
     reader.start()
     with open(sending, "wb") as writer:
         yield writer
-    # It ends when all that could write have; what the command has left running may still.
+    # It ends when no process can write any more; one that the command has left running still can.
     reader.join(ENDING_SECONDS)
 
 
@@ -212,7 +212,7 @@ def _exit_status(process: Any, timeout: float | None) -> int | None:
     """Return the exit status of `process`, or None if it has none after `timeout` seconds.
 
     Waits in a thread, since sh's own wait with a limit looks only every 0.1 s, and a command that
-    hangs in the kernel must not hold us up.
+    hangs in the kernel must not block us.
     """
     waiting = threading.Thread(target=process.wait, daemon=True)
     waiting.start()
@@ -221,7 +221,7 @@ def _exit_status(process: Any, timeout: float | None) -> int | None:
 
 
 def _end(process: Any) -> None:
-    """End `process`, by SIGKILL if SIGTERM does not, and go on even if that does not either."""
+    """End `process` by SIGTERM, then by SIGKILL, and go on even if neither ends it."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(OSError):
             process.signal(number)

@@ -1,4 +1,4 @@
-"""Small files, read without trusting them and written so that a crash leaves old or new, whole."""
+"""Small files: read without trust, and written so that a crash leaves the whole old or new one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NotRegular(OSError):
 
 
 def regular(path: str, flags: int) -> int:
-    """Open for `open(..., opener=regular)`: follows no link, waits for no FIFO.
+    """Open for `open(..., opener=regular)`: does not follow a link or wait for a FIFO.
 
     Raises NotRegular, or OSError as open does.
     """
@@ -35,7 +35,7 @@ def reason(error: Exception) -> str:
 def read_json(path: Path, largest: int) -> object:
     """Return what the JSON file `path` holds, of at most `largest` bytes.
 
-    Follows no link and waits for no FIFO. Raises InvalidCopy for all that can be wrong with it.
+    Does not follow a link or wait for a FIFO. Raises InvalidCopy for anything wrong with it.
     """
     try:
         with open(path, "rb", opener=regular) as file:
@@ -54,7 +54,7 @@ def read_json(path: Path, largest: int) -> object:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, readable by us only, by rename, and have it on disk on return.
+    """Write `content` to `path` by rename, readable by us only; it is on the disk on return.
 
     Raises OperatorError; `path` is then as it was.
     """
@@ -86,7 +86,7 @@ def remove(path: Path) -> None:
 def private_directory(path: Path) -> None:
     """Create directory `path`, for us only, if it is missing.
 
-    Raises OperatorError if it can't be made, or if others than root and we could write to it.
+    Raises OperatorError if it can't be made, or if users other than root and us could write to it.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""What a machine with a data path can be asked, whether it is this one or another.
+"""A machine with a data path, this one or another.
 
 What differs between the two is behind the methods of `Host`, and nowhere else: no code outside this
-package asks which of them a host is.
+package asks which of the two a host is.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ class Host(Protocol):
 
     @property
     def name(self) -> str:
-        """How messages call this machine."""
+        """The name of this machine in messages."""
 
     def connected(self) -> AbstractContextManager[None]:
-        """Make ready for many commands, as long as this context lasts."""
+        """Prepare for many commands, for as long as this context lasts."""
 
     def check(self) -> None:
         """Raise OperatorError if the host lacks what the other methods need."""
@@ -92,15 +92,15 @@ class Host(Protocol):
         """Say whether `path` is a directory, not a link to one."""
 
     def entries(self, path: str) -> list[str]:
-        """Return the names in directory `path`; empty if there is none."""
+        """Return the names in directory `path`; empty if it does not exist."""
 
     def tree(
         self, root: str, *, depth: int, contents: Collection[str], without: Collection[str]
     ) -> Tree:
-        """Return the directory `root`, to be asked for what is in it.
+        """Return the directory `root`, which can then be asked for what is in it.
 
-        It can be asked for what is at most `depth` levels below `root`, for the content of files
-        called one of `contents`, and for nothing in or below what is called one of `without`.
+        It has what is at most `depth` levels below `root`, and the content of files with a name in
+        `contents`. It has nothing of what has a name in `without`.
         """
 
     def flock(self, path: str, wait: float = 0) -> AbstractContextManager[None]:
@@ -113,20 +113,20 @@ class Host(Protocol):
     def link_files(self, root: str, paths: Sequence[str], target: str) -> None:
         """Make hard links to `paths`, relative to `root`, at the same places in `target`.
 
-        Of a directory in `paths`, to all that is in it. Both are on one filesystem.
+        For a directory in `paths`, to all that is in it. Both are on one filesystem.
         """
 
     def make_directory(self, path: str, mode: int) -> None:
         """Create directory `path` and those of its parents that are missing."""
 
     def make_file(self, path: str) -> None:
-        """Create an empty file `path`, readable by all, if there is nothing."""
+        """Create an empty file `path`, readable by all, if `path` does not exist."""
 
     def rename(self, source: str, destination: str) -> None:
         """Rename within one filesystem; `destination` must not exist."""
 
     def remove_tree(self, path: str) -> None:
-        """Remove `path` and all below it, following no link; no error if it is missing."""
+        """Remove `path` and all below it, without following links; no error if it is missing."""
 
     def sync(self, path: str) -> None:
         """Wait until all that was written to the filesystem of `path` is on its disk."""

@@ -23,7 +23,7 @@ LOCK_POLL_SECONDS = 0.0005
 
 @final
 class LocalTree:
-    """A directory of this machine, of which only that is read which is asked for."""
+    """A directory of this machine; only what is asked for is read."""
 
     def __init__(self, root: str) -> None:
         self.taken = time.time_ns()
@@ -50,11 +50,11 @@ class LocalHost:
     name = "this machine"
 
     def connected(self) -> contextlib.AbstractContextManager[None]:
-        """Do nothing: we are there."""
+        """Do nothing: this machine needs no connection."""
         return contextlib.nullcontext()
 
     def check(self) -> None:
-        """Do nothing: all that is needed is Python's."""
+        """Do nothing: Python and coreutils are all that is needed."""
 
     def run(
         self, argv: Sequence[str], *, ok: Collection[int] = (0,), timeout: float | None = None
@@ -67,7 +67,7 @@ class LocalHost:
         return shutil.which(name) is not None
 
     def transport(self) -> list[str]:
-        """Return nothing: we are there."""
+        """Return nothing: this machine needs no connection."""
         return []
 
     def rsync_location(self, path: str) -> str:
@@ -83,7 +83,7 @@ class LocalHost:
         return os.path.isdir(path) and not os.path.islink(path)
 
     def entries(self, path: str) -> list[str]:
-        """Return the names in directory `path`; empty if there is none."""
+        """Return the names in directory `path`; empty if it does not exist."""
         try:
             return os.listdir(path)
         except FileNotFoundError:
@@ -94,12 +94,12 @@ class LocalHost:
     def tree(
         self, root: str, *, depth: int, contents: Collection[str], without: Collection[str]
     ) -> LocalTree:
-        """Return the directory `root`, which is read only as it is asked."""
+        """Return the directory `root`; only what is asked for is read."""
         return LocalTree(root)
 
     @contextlib.contextmanager
     def flock(self, path: str, wait: float = 0) -> Iterator[None]:
-        """Hold flock(2) LOCK_EX on file `path`, following no link; try for `wait` seconds."""
+        """Hold flock(2) LOCK_EX on file `path`, which is not a link; try for `wait` seconds."""
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
@@ -132,7 +132,7 @@ class LocalHost:
             raise _file_error("create", path, error) from None
 
     def make_file(self, path: str) -> None:
-        """Create an empty file `path`, readable by all, if there is nothing."""
+        """Create an empty file `path`, readable by all, if `path` does not exist."""
         try:
             os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
         except OSError as error:
@@ -148,7 +148,7 @@ class LocalHost:
             raise _file_error("rename", source, error) from None
 
     def remove_tree(self, path: str) -> None:
-        """Remove `path` and all below it, following no link; no error if it is missing."""
+        """Remove `path` and all below it, without following links; no error if it is missing."""
         try:
             if self.is_directory(path):
                 shutil.rmtree(path)
@@ -210,7 +210,7 @@ class LocalHost:
 
 
 def _locked(descriptor: int) -> bool:
-    """Lock an open file if no other process has it locked; say whether that is so."""
+    """Lock an open file if no other process has locked it; return whether we have."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -219,7 +219,7 @@ def _locked(descriptor: int) -> bool:
 
 
 def _link(source: str, link: str) -> None:
-    """Link a file, or make a directory with links to all that is in that one."""
+    """Link a file, or for a directory make one with links to all that is in it."""
     if not os.path.isdir(source) or os.path.islink(source):
         os.link(source, link, follow_symlinks=False)
         return

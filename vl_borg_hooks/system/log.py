@@ -9,7 +9,7 @@ logger = logging.getLogger("vl-borg-hooks")
 
 
 class _Formatter(logging.Formatter):
-    """Names the level of a warning; what an error is, its text says."""
+    """Names the level of a warning only: the text of an error says what it is."""
 
     def format(self, record: logging.LogRecord) -> str:
         level = "warning: " if record.levelno == logging.WARNING else ""
@@ -22,5 +22,5 @@ def set_up(verbosity: int) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
     logging.basicConfig(handlers=[handler], level=levels.get(verbosity, logging.DEBUG))
-    # sh logs every command that it starts as information; that is for debugging.
+    # sh logs every command that it starts as information; we need that only for debugging.
     logging.getLogger("sh").setLevel(logging.DEBUG if verbosity > 1 else logging.WARNING)

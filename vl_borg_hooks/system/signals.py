@@ -1,4 +1,4 @@
-"""Signals that end us, turned into an exception if that is safe, and held back while it is not."""
+"""Signals that end us: raised as an exception, but held back while that is not safe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class Interrupted(BaseException):
     """A signal has asked us to end; `error` is what the operator reads.
 
-    No Exception, so that nothing which goes on after an expected failure goes on after this.
+    Not an Exception, so that code that goes on after an expected failure does not go on here.
     """
 
     def __init__(self, number: int) -> None:
@@ -31,7 +31,7 @@ class _Pending:
 
 
 def install() -> None:
-    """Make every ending signal raise Interrupted, so that the stop window is left in order."""
+    """Make every ending signal raise Interrupted, so that the stop window ends in order."""
     for number in ENDING:
         signal.signal(number, _handle)
 

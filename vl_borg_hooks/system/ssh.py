@@ -1,7 +1,7 @@
 """Another machine, reached over ssh.
 
-sshd, a login shell, GNU's find, grep and coreutils, and flock(1) of util-linux are all that is used
-there; no Python.
+That machine needs sshd, a login shell, GNU's find, grep and coreutils, and flock(1) of util-linux,
+but no Python.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ class SshTree:
     taken = 0
 
     def __init__(self, root: str, printed: str) -> None:
-        """Take what find printed of `root`, and the grep that it started: pairs, ended by NULs.
+        """Take what find printed about `root`, and the grep that it started: pairs that end with NUL.
 
-        Of find they are a relative path and a time, of grep an absolute path and the content.
+        find prints a relative path and a time, grep an absolute path and the content.
         """
         self._names: dict[str, list[str]] = defaultdict(list)
         self._modified: dict[str, int] = {}
         self._contents: dict[str, list[str]] = defaultdict(list)
         above = len(root.rstrip("/")) + 1
         fields = iter(printed.split("\0"))
-        # zip would drop what is over, but all that is over is what follows the last NUL: nothing.
+        # zip drops what has no partner: only the empty text after the last NUL.
         for path, value in zip(fields, fields, strict=False):
             if path.startswith("/"):
                 # Content with NULs comes in pieces, each with its path.
@@ -78,7 +78,7 @@ class SshTree:
 
 @dataclass(unsafe_hash=True)
 class SshHost:
-    """Another machine, reached by ssh with a key and without questions."""
+    """Another machine, reached by ssh with a key and without prompts."""
 
     destination: str
     ssh_command: tuple[str, ...] = ("ssh",)
@@ -87,7 +87,7 @@ class SshHost:
 
     @property
     def name(self) -> str:
-        """How messages call that machine."""
+        """The name of that machine in messages."""
         return self.destination
 
     def transport(self) -> list[str]:
@@ -110,9 +110,9 @@ class SshHost:
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:
-        """Keep one connection open: all that is run in this block goes through it without a wait.
+        """Keep one connection open, which all commands in this block use without a wait.
 
-        If none can be made, each command makes its own, or says why it can't.
+        If it can't be made, each command makes its own, or reports why it can't.
         """
         with tempfile.TemporaryDirectory(prefix="vl-borg-hooks-") as directory:
             path = f"{directory}/ssh"
@@ -151,7 +151,7 @@ class SshHost:
     def run(
         self, argv: Sequence[str], *, ok: Collection[int] = (0,), timeout: float | None = None
     ) -> commands.Completed:
-        """Run `argv` there; raises CommandFailed, with a message of its own if the host is unreachable."""
+        """Run `argv` there; raises CommandFailed, with another message if the host is unreachable."""
         completed = commands.run(self.argv(argv), ok=commands.ANY_STATUS, timeout=timeout)
         if completed.exit_status == SSH_FAILED:
             raise CommandFailed(
@@ -185,7 +185,7 @@ class SshHost:
         return self._holds("-d", path) and not self._holds("-L", path)
 
     def entries(self, path: str) -> list[str]:
-        """Return the names in directory `path`; empty if there is none."""
+        """Return the names in directory `path`; empty if it does not exist."""
         if not self._holds("-d", path):
             return []
         printed = self.run(["find", path, "-mindepth", "1", "-maxdepth", "1", "-printf", "%f\\0"])
@@ -196,8 +196,8 @@ class SshHost:
     ) -> SshTree:
         """Fetch the directory `root` in one round trip.
 
-        find starts grep for many files at once, and what one prints never comes into the middle of
-        what the other does. An empty pattern has grep print each file whole, with its path.
+        find starts one grep for many files, and the output of one never comes into the middle of
+        the other's. An empty pattern makes grep print each file whole, with its path.
         """
         printed = self.run(
             [
@@ -212,15 +212,15 @@ class SshHost:
     def flock(self, path: str, wait: float = 0) -> Iterator[None]:
         """Hold flock(2) LOCK_EX on file `path`, with flock(1), for as long as its stdin is open.
 
-        `cat` starts only once flock has the lock, so what we write comes back as soon as it is
-        held; when we end, however we end, ssh closes its stdin, `cat` ends and the lock is free.
-        flock(1) makes a file that is missing.
+        `cat` starts only when flock has the lock, so what we write comes back as soon as it is
+        held. When we end, in whatever way, ssh closes its stdin, `cat` ends and the lock is free.
+        flock(1) creates a file that is missing.
         """
         argv = ["flock", "--exclusive", "--conflict-exit-code", str(HELD_BY_ANOTHER)]
         argv += ["--timeout", f"{wait:g}"] if wait else ["--nonblock"]
         with commands.beside(self.argv([*argv, path, "cat"]), talks=True) as holder:
             if holder.stdin is None or holder.stdout is None or holder.stderr is None:
-                raise AssertionError("one that talks has all three streams")
+                raise AssertionError("a command that talks has all three streams")
             try:
                 with contextlib.suppress(BrokenPipeError):
                     holder.stdin.write("held\n")
@@ -249,7 +249,7 @@ class SshHost:
             self.run(["mkdir", "-p", "-m", f"{mode:o}", "--", path])
 
     def make_file(self, path: str) -> None:
-        """Create an empty file `path`, readable by all, if there is nothing."""
+        """Create an empty file `path`, readable by all, if `path` does not exist."""
         if not self._holds("-e", path):
             self.run(["touch", "--", path])
 
@@ -260,7 +260,7 @@ class SshHost:
         self.run(["mv", "-T", "--", source, destination])
 
     def remove_tree(self, path: str) -> None:
-        """Remove `path` and all below it, following no link; no error if it is missing."""
+        """Remove `path` and all below it, without following links; no error if it is missing."""
         self.run(["rm", "-rf", "--", path])
 
     def sync(self, path: str) -> None:
@@ -303,11 +303,11 @@ class SshHost:
 
 
 def _called(names: Iterable[str]) -> list[str]:
-    """Return the find(1) expression that holds for what is called one of `names`."""
+    """Return the find(1) expression that matches any of `names`."""
     return ["(", "-false", *(word for name in names for word in ("-o", "-name", name)), ")"]
 
 
 def _nanoseconds(text: str) -> int:
-    """Return a time as find prints it, all of it: it is compared with one from the kernel."""
+    """Return a time that find printed, exact to the last digit: it is compared with the kernel's."""
     seconds, _, fraction = text.partition(".")
     return int(seconds) * 1_000_000_000 + int(fraction[:9].ljust(9, "0"))

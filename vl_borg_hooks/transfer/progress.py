@@ -29,7 +29,7 @@ class Point:
 
 
 class Parser:
-    """Takes rsync's output as it comes, in pieces that end anywhere."""
+    """Reads rsync's output in pieces, which can end anywhere."""
 
     def __init__(self) -> None:
         self._rest = ""
@@ -39,7 +39,7 @@ class Parser:
 
     @property
     def text(self) -> str:
-        """All that was printed and is not progress."""
+        """All printed text that is not progress."""
         return "\n".join([*self._lines, self._rest])
 
     def feed(self, text: str) -> Point:
@@ -66,11 +66,11 @@ class Reporter:
         self._instance = instance
 
     def say(self, message: str) -> None:
-        """Log `message`, which is for information."""
+        """Log `message` as information."""
         logger.info("%s: %s", self._instance, message)
 
     def warn(self, message: str) -> None:
-        """Log `message`, which an operator should look at though the run goes on."""
+        """Log `message` as a warning: the run goes on, but an operator should look at it."""
         logger.warning("%s: %s", self._instance, message)
 
     @contextlib.contextmanager
@@ -115,7 +115,7 @@ def _bar(name: str) -> Iterator[Callable[[Point], None]]:
         def report(point: Point) -> None:
             bar.total = max(point.total, 1)
             bar.n = point.checked
-            # tqdm puts a comma before its postfix, which a bar of our own format doesn't want.
+            # tqdm puts a comma before its postfix, which a bar with our own format does not need.
             bar.postfix = describe(point, time.monotonic() - started)
             bar.update(0)
 

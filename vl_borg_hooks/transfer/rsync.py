@@ -40,7 +40,7 @@ STATUSES = {
 # --modify-window=-1, which compares times to the nanosecond, came with 3.1.3 (its NEWS). Without
 # it a parts.json that was replaced in the same second by one of the same size is not copied.
 OLDEST = (3, 1, 3)
-# Seconds without a byte after which a dead connection is given up.
+# After so many seconds without a byte, a connection is given up as dead.
 STALLED_SECONDS = 120
 
 ARGUMENTS = (
@@ -52,7 +52,7 @@ ARGUMENTS = (
     "--perms",
     "--times",
     "--modify-window=-1",
-    # VictoriaLogs' files are written once under names of their own: there is no old version to
+    # VictoriaLogs' files are written once under new names: there is no old version to
     # make a delta from, and --inplace would write through hard links.
     "--whole-file",
     # Paths go to the other side over the protocol, not through its shell.
@@ -83,13 +83,13 @@ def copy(
     vanishing: bool = False,
     timeout: float | None = None,
 ) -> PassResult:
-    """Make directory `destination` equal to `source`; at most one of the two is not local.
+    """Make directory `destination` equal to `source`; at most one of the two is remote.
 
     `name` is what messages call this pass; `exclude` are rsync patterns, which are neither copied
-    nor deleted. With `only`, nothing but these paths in `source` is copied, and nothing deleted.
+    nor deleted. With `only`, just these paths in `source` are copied, and nothing is deleted.
     `linked_to` is a directory on the destination's filesystem: what is the same there is linked
-    and not copied. `owner` is `USER:GROUP` for all that is written. `idle` has rsync take only the
-    time that no one else wants; `vanishing` says that files may vanish from the source meanwhile.
+    and not copied. `owner` is `USER:GROUP` for all that is written. `idle` makes rsync use only
+    time that nothing else needs; `vanishing` says that files may vanish from the source meanwhile.
     After `timeout` seconds the pass is given up.
 
     Raises CommandFailed.
@@ -151,7 +151,7 @@ def check_version(host: Host) -> None:
 
 
 def _reason(completed: commands.Completed) -> str:
-    """Return why rsync failed: its own first complaint, which later ones are only echoes of."""
+    """Return why rsync failed: its first complaint, because the later ones only follow from it."""
     complaints = [line.strip() for line in completed.stderr.splitlines() if line.strip()]
     meaning = STATUSES.get(completed.exit_status, "unknown")
     status = f"rsync exit status {completed.exit_status}, {meaning}"
@@ -159,7 +159,7 @@ def _reason(completed: commands.Completed) -> str:
 
 
 def _rsh(argv: Sequence[str]) -> str:
-    """Return `argv` as rsync splits --rsh again: at spaces, with quotes (do_cmd in its main.c)."""
+    """Return `argv` as one string that rsync splits at spaces, with quotes (do_cmd in its main.c)."""
     return " ".join(
         "'" + word.replace("'", "''") + "'" if re.search(r"[\s'\"]", word) else word
         for word in argv

@@ -1,10 +1,10 @@
 """What changed in a data directory since a warm pass began, found without a look at every file.
 
 A part's files are written once, before `parts.json` lists the part, and `parts.json` is replaced by
-a rename. So a part that was listed before a warm pass and still is has been copied whole, and all
-that a final pass has to copy are the parts that are listed only now, and the few small files beside
-them. A directory whose modification time is what it was has seen no rename: two stats a partition
-show that nothing is new in it.
+a rename. So a part that was listed before a warm pass and is still listed has been copied whole. A
+final pass only has to copy the parts that are listed only now, and the few small files beside them.
+If the modification time of a directory has not changed, there was no rename in it: two stats per
+partition show that nothing is new in it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PARTS_DEPTH = 4
 class Table:
     """One `datadb` or `indexdb`: the parts that count, and when its directory last changed."""
 
-    # In the order of the file: a list that was only turned round is copied again too.
+    # In the order of the file: a list with only another order is copied again too.
     parts: tuple[str, ...]
     modified: int
 
@@ -62,7 +62,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Delta:
-    """What makes a copy that was complete for one listing complete for a later one."""
+    """What has to change in a copy that is complete for one listing, for a later listing."""
 
     # Parts, whole directories, and small files to copy; paths relative to the data directory.
     copied: list[str]
@@ -88,7 +88,7 @@ def read(host: Host, data_directory: str, before: Listing | None = None) -> List
 def delta(before: Listing, now: Listing) -> Delta | None:
     """Return what has to be copied and removed to get from `before` to `now`.
 
-    None if rows were deleted meanwhile, which newer versions note in parts that stay as they are.
+    None if rows were deleted meanwhile: newer versions note that in parts that exist already.
     """
     if now.deletions != before.deletions:
         return None
@@ -115,7 +115,7 @@ def gone_parts(before: Listing, now: Listing) -> list[str]:
 
 
 def _read(tree: Tree, before: Listing | None) -> Listing:
-    """List what `tree` holds: two questions for each partition that has not changed since `before`."""
+    """Return what `tree` holds, with two requests for each partition unchanged since `before`."""
     known = before.tables if before else {}
     settled = before.taken - TOO_YOUNG_NANOSECONDS if before else 0
     tables: dict[str, Table] = {}
@@ -126,7 +126,7 @@ def _read(tree: Tree, before: Listing | None) -> Listing:
             try:
                 modified = tree.modified(path)
             except FileNotFoundError:
-                # Made or deleted at this moment; the final pass sees how it ended.
+                # Being made or deleted right now; the final pass sees the result.
                 continue
             table = known.get(path)
             if table is None or table.modified != modified or modified >= settled:
@@ -139,7 +139,7 @@ def _read(tree: Tree, before: Listing | None) -> Listing:
 
 
 def _parts(tree: Tree, table: str) -> tuple[str, ...]:
-    """Return the parts of `table` that count, by its own list; raises ValueError if that is none."""
+    """Return the parts of `table` that count, by its own list; raises ValueError for no list."""
     try:
         names = json.loads(tree.content(f"{table}/{PARTS_FILE}")) or []
     except FileNotFoundError:
@@ -152,7 +152,7 @@ def _parts(tree: Tree, table: str) -> tuple[str, ...]:
 def _others(tree: Tree, looked_into: set[str], before: Listing | None) -> Iterator[str]:
     """Yield what is beside the partitions, and beside the tables in them.
 
-    In the partitions that were not `looked_into`, that is what it was `before`.
+    For the partitions that were not `looked_into`, that is taken from `before`.
     """
     for name in tree.names(""):
         if name != PARTITIONS and name not in NOT_REPLACED:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 # lib/flagutil/retention_duration.go of VictoriaMetrics: a bare number is months of 31 days.
 _RETENTION = re.compile(r"(\d+(?:\.\d+)?)([hdwy]?)")
 _RETENTION_DAYS = {"h": 1 / 24, "d": 1, "w": 7, "y": 365, "": 31}
-# lib/flagutil/bytes.go of VictoriaMetrics: how a flag may say a number of bytes.
+# lib/flagutil/bytes.go of VictoriaMetrics: how a flag gives a number of bytes.
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)(?:([KMGT])(i?)B)?")
 _POWERS = {None: 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
@@ -26,7 +26,7 @@ def oldest_kept_day(value: str) -> str:
 
 
 def retention(value: str) -> timedelta | None:
-    """Return how long logs are kept by a flag of `value`, None if it can't be understood."""
+    """Return how long a -retentionPeriod of `value` keeps logs, None if it can't be understood."""
     found = _RETENTION.fullmatch(value)
     if not found:
         return None
@@ -38,7 +38,7 @@ def retention(value: str) -> timedelta | None:
 
 
 def size(value: str) -> int:
-    """Return the bytes that a flag of `value` says, 0 if it can't be understood."""
+    """Return the number of bytes in a flag of `value`, 0 if it can't be understood."""
     found = _BYTES.fullmatch(value)
     if not found:
         return 0

@@ -1,4 +1,4 @@
-"""Freezing: hard links to what the final pass has to copy, so that VictoriaLogs need not wait for it.
+"""Freezing: hard links to what the final pass copies, so that VictoriaLogs does not wait for it.
 
 The links are on the data's own filesystem and cost no space. VictoriaLogs writes a part's files
 once and replaces the small ones beside them by renames, so what is linked never changes, whatever a
@@ -16,10 +16,10 @@ from vl_borg_hooks.victorialogs.layout import LOCK_FILE
 
 
 def is_possible(host: Host, data_directory: str, frozen: str) -> bool:
-    """Find out, by trying, whether hard links can be made from `data_directory` into `frozen`.
+    """Say whether hard links can be made from `data_directory` into `frozen`, by trying.
 
-    They can't on some network filesystems, nor if we may not write to the data directory. `frozen`
-    is empty after that, or, if they can't be made, missing.
+    They can't on some network filesystems, or if we may not write to the data directory. After that
+    `frozen` is empty, or missing if they can't be made.
     """
     try:
         _make_empty(host, frozen)
@@ -41,6 +41,6 @@ def freeze(host: Host, data_directory: str, frozen: str, paths: Sequence[str]) -
 
 
 def _make_empty(host: Host, directory: str) -> None:
-    """Make `directory` anew, for us only."""
+    """Make `directory` new and empty, for us only."""
     host.remove_tree(directory)
     host.make_directory(directory, 0o700)

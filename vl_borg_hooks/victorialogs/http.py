@@ -38,17 +38,17 @@ class Client:
             return False
 
     def flush(self) -> None:
-        """Ask the server to gather the rows that it has only just taken; raises OperatorError.
+        """Make the server gather the rows that it has just received; raises OperatorError.
 
-        It has less to do then when it has to stop: some 5 % less, measured with 2,000 and with
-        100,000 rows in memory. It may want a key for it (-forceFlushAuthKey), and refuse.
+        Then it has less to do when it stops: some 5 % less, measured with 2,000 and with 100,000
+        rows in memory. It may require a key for this (-forceFlushAuthKey), and refuse.
         """
         self._get("/internal/force_flush")
 
     def stored_rows(self) -> int:
         """Return the rows of all tenants that the server has in its storage.
 
-        `vl_storage_rows` and not a query: a query sees the rows of one tenant only.
+        By `vl_storage_rows`, because a query sees only the rows of one tenant. Raises OperatorError.
         """
         metrics = self._get("/metrics")
         values = [
@@ -57,11 +57,13 @@ class Client:
             if line["name"] == "vl_storage_rows"
         ]
         if not values:
-            raise OperatorError(f"{self.url}/metrics has no vl_storage_rows: no VictoriaLogs there")
+            raise OperatorError(
+                f"{self.url}/metrics has no vl_storage_rows: it is not VictoriaLogs"
+            )
         return int(sum(values))
 
     def version(self) -> str:
-        """Return the server's version such as `v1.26.0`, empty if it does not say."""
+        """Return the server's version such as `v1.26.0`, empty if it does not report it."""
         return self._labels("vm_app_version").get("short_version", "")
 
     def flag(self, name: str) -> str:
@@ -82,7 +84,7 @@ class Client:
     def _is_listening(self) -> bool:
         """Say whether connections are accepted at all.
 
-        To be refused costs next to nothing, and a server that starts needs the processor itself.
+        A refused connection costs almost nothing, and a server that starts needs the processor.
         """
         url = urllib.parse.urlsplit(self.url)
         try:
@@ -97,7 +99,7 @@ class Client:
         try:
             # The config takes http: and https: only.
             request = urllib.request.Request(self.url + path, headers=self._headers)  # noqa: S310
-            # A proxy from the environment has no business between us and a server that we manage.
+            # No proxy from the environment between us and a server that we manage.
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             with opener.open(request, timeout=REQUEST_SECONDS) as response:
                 body: bytes = response.read()

@@ -1,7 +1,7 @@
-"""The lock of a data directory: who holds it is the only one to change what is in it.
+"""The lock of a data directory: only the process that holds it changes what is in it.
 
 VictoriaLogs holds `flock.lock` with flock(2) LOCK_EX from start to exit (lib/fs in its source), so
-holding it proves that no server runs there, in a container or not, and keeps any from starting.
+if we hold it, no server runs there, in a container or not, and none can start.
 """
 
 from __future__ import annotations

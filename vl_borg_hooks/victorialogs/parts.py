@@ -1,8 +1,9 @@
 """What VictoriaLogs' own metadata says about a copy of its data, read with no server.
 
 Each `datadb/` and `indexdb/` of a partition has a `parts.json` that lists the part directories
-which count. A data part's `metadata.json` holds its rows, and its bytes: exactly the sum of the
-sizes of the part's other files. So a missing part and a truncated file are found from the copy alone.
+that count. A data part's `metadata.json` has the number of its rows and bytes: exactly the sum of
+the sizes of the part's other files. So a missing part and a truncated file are found from the copy
+alone.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from vl_borg_hooks.victorialogs.layout import (
 # ones were not written by VictoriaLogs, and must not fill our memory.
 LARGEST_PARTS_FILE = 16 << 20
 LARGEST_METADATA = 1 << 20
-# Go's int64 and uint64, in which VictoriaLogs has them.
+# VictoriaLogs keeps them in Go's int64 and uint64.
 LARGEST_NUMBER = 1 << 64
 
 
@@ -65,7 +66,7 @@ def stray_parts(data: Path) -> Iterator[Path]:
 
 
 def partition_of(path: str) -> str:
-    """Return the name of the partition that `path` is in, empty for none.
+    """Return the name of the partition that `path` is in, empty if it is in none.
 
     `path` is relative to the data directory.
     """
@@ -87,7 +88,7 @@ def counted_bytes(path: str, files: Mapping[str, int]) -> int | None:
 def summarize(
     data: Path, name: str, sizes: Mapping[str, int], problems: list[str]
 ) -> PartitionSummary:
-    """Return what partition `name` of `data` holds, adding what is wrong with it to `problems`.
+    """Return what partition `name` of `data` holds, and add what is wrong with it to `problems`.
 
     `sizes` are the `counted_bytes` of the parts in it.
     """
@@ -95,7 +96,7 @@ def summarize(
     rows = 0
     oldest: list[int] = []
     newest: list[int] = []
-    # To Python, other digits than 0 to 9 are such too.
+    # Python's \d also matches digits other than 0 to 9.
     if not (name.isascii() and PARTITION_NAME.fullmatch(name)):
         problems.append(f"{partition}: is not a partition (YYYYMMDD): VictoriaLogs would not start")
     for table in (DATADB, INDEXDB):
@@ -139,7 +140,7 @@ def _check_size(part: Path, expected: int, found: int) -> None:
     if found != expected:
         raise InvalidCopy(
             f"{part}: holds {found} bytes, but its {PART_METADATA} says {expected}: "
-            "a file is truncated, missing or too many"
+            "a file is truncated or missing, or there is one too many"
         )
 
 
@@ -161,7 +162,7 @@ def _number(part: Path, metadata: dict[str, object], key: str, smallest: int = 0
 
 
 def is_part_name(name: object) -> bool:
-    """Say whether `name` can be that of a part: one directory, and all of it printable."""
+    """Say whether `name` can be the name of a part: of one directory, and printable."""
     return (
         isinstance(name, str)
         and name not in ("", ".", "..")

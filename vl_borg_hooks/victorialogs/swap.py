@@ -1,8 +1,8 @@
-"""Putting restored data in the place of what was there, by renames that can be undone.
+"""Put restored data in the place of what was there, by renames that can be undone.
 
-On the data's own filesystem, in our working directory: `incoming/` holds what is to be put in
-place, `replaced/` what it takes the place of. The journal has the names of the latter before the
-first rename, so that an undo, as often as it is begun, leads back to what was there.
+In our working directory, on the data's own filesystem, `incoming/` holds what is put in place, and
+`replaced/` what was there before. The journal has the names of what was there before the first
+rename. So an undo brings that back, even if it is interrupted and begun again.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from vl_borg_hooks.victorialogs.layout import NOT_REPLACED, WORKING_DIRECTORY
 
 
 class Swap:
-    """The swap in `data_directory` on `host`, which must be locked, of what is there.
+    """The swap in `data_directory` on `host`, which must be locked.
 
-    `originals` are the names of that, before the swap.
+    `originals` are the names of what was there before the swap.
     """
 
     def __init__(self, host: Host, data_directory: str, originals: Sequence[str] = ()) -> None:
@@ -29,7 +29,7 @@ class Swap:
         self._replaced = f"{self._working}/replaced"
 
     def do(self) -> None:
-        """Move what is there to `replaced/`, and what is in `incoming/` in its place."""
+        """Move what is there to `replaced/`, and what is in `incoming/` into its place."""
         self._host.make_directory(self._replaced, 0o700)
         for name in self._originals:
             self._host.rename(f"{self._data}/{name}", f"{self._replaced}/{name}")
@@ -37,7 +37,7 @@ class Swap:
             self._host.rename(f"{self.incoming}/{name}", f"{self._data}/{name}")
 
     def undo(self) -> None:
-        """Bring back what was there, from wherever a swap or an undo was ended."""
+        """Bring back what was there, no matter how far a swap or an undo has come."""
         waiting = set(self._host.entries(self.incoming))
         replaced = self._host.entries(self._replaced)
         for name in present(self._host, self._data):
@@ -53,10 +53,10 @@ class Swap:
         self._host.remove_tree(self._working)
 
     def discard_leftovers(self) -> None:
-        """Remove our working directory if no journal says what it is from.
+        """Remove our working directory; to be called if there is no journal that it belongs to.
 
-        Raises OperatorError if it has replaced data: because the journal that named it is lost, only
-        the operator can know whether it is still wanted.
+        Raises OperatorError if it has replaced data: the journal that named it is lost, so only the
+        operator can know whether it is still needed.
         """
         if not self._host.is_directory(self._working):
             return
