@@ -147,11 +147,11 @@ def after_backup(
 ) -> None:
     """React to the end of the backup of this instance.
 
-    Called for every instance whose `before_backup` was called, after all of them have ended.
-    Without an `error`, the copy with this `manifest` is published and will be archived. With one,
-    nothing will be archived, whichever instance failed; `copied` and `manifest` are what this
-    instance had come to, None for what it had not. An exception makes the run fail, and nothing is
-    archived; instances for which the hook was called before it have then seen no `error`.
+    Called after all instances are done, for each one that `before_backup` was called for. Without
+    an `error`, the copy with this `manifest` is published and will be archived. With an `error`,
+    nothing will be archived, whichever instance failed; `copied` and `manifest` are None if this
+    instance did not get that far. An exception makes the run fail, and nothing is archived;
+    instances that the hook was called for earlier have then seen no `error`.
     """
 
 
