@@ -33,7 +33,7 @@ import vl_borg_hooks
 from vl_borg_hooks.plugin import hookspecs
 from vl_borg_hooks.runs import records
 from vl_borg_hooks.steps import passes
-from vl_borg_hooks.system import commands, files, local
+from vl_borg_hooks.system import commands, files, local, processes
 from vl_borg_hooks.transfer import rsync
 
 MESSAGE = "what nobody expected"
@@ -167,7 +167,7 @@ for _name in HOOKS:
 if ACTIVE:
     _wrap_call(commands, "run", _command)
     # The guard and the lock over ssh are started with this.
-    _wrap_call(commands, "beside", lambda *_, **__: "process")
+    _wrap_call(processes, "beside", lambda *_, **__: "process")
     for _method in ("make_directory", "rename", "remove_tree", "set_owner"):
         _wrap_call(local.LocalHost, _method, lambda *_, method=_method, **__: f"disk {method}")
     for _function in ("write_atomically", "remove"):

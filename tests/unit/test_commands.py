@@ -175,10 +175,9 @@ def test_bytes_that_are_no_text_are_shown_and_not_fatal() -> None:
 
 START_AND_SAY = """\
 import sys
-from vl_borg_hooks.system import commands
-from vl_borg_hooks.system import signals
+from vl_borg_hooks.system import commands, processes, signals
 signals.install()
-start = getattr(commands, sys.argv[2])
+start = {"run": commands.run, "beside": processes.beside}[sys.argv[2]]
 started = start(["sh", "-c", "echo $$ > " + sys.argv[1] + "; exec sleep 60"], dies_with_us=True)
 started.wait()
 """
@@ -202,32 +201,3 @@ def test_what_we_started_ends_with_us(tmp_path: Path, start: str, number: signal
         return not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
     wait_until(ended, 30, "the end of the command")
-
-
-@pytest.mark.timeout(30)
-def test_what_runs_beside_us_can_be_talked_to() -> None:
-    with commands.beside(["cat"], talks=True) as cat:
-        assert cat.stdin is not None
-        assert cat.stdout is not None
-        cat.stdin.write("a question\n")
-        cat.stdin.flush()
-        assert cat.stdout.readline() == "a question\n"
-        assert cat.poll() is None
-        cat.stdin.close()
-        assert cat.wait() == 0
-
-
-@pytest.mark.timeout(30)
-def test_what_outlives_us_has_a_session_a_directory_and_variables_of_its_own() -> None:
-    with commands.beside(["sleep", "60"], outlives_us=True, environment={"OURS": "x y"}) as guard:
-        try:
-            process = psutil.Process(guard.pid)
-            # The last that the kernel makes of a new program: it has its name before.
-            environment = wait_until(process.environ, 10, "the command")
-            wait_until(lambda: process.name() == "sleep", 10, "the command's name")
-            assert os.getsid(guard.pid) == guard.pid
-            assert process.cwd() == "/"
-            assert environment["OURS"] == "x y"
-            assert environment["PATH"] == os.environ["PATH"]
-        finally:
-            guard.kill()

@@ -186,7 +186,9 @@ def put_in_place(restore: Restore, hooks: Hooks) -> PassResult | None:
 
     Ours copies it beside the data while VictoriaLogs runs, stops VictoriaLogs, exchanges the two,
     starts it, and calls `prove_restore`. If that or anything else fails, the step must bring back
-    the data that was there, with VictoriaLogs as it was found, before it raises the exception.
+    the data that was there, with VictoriaLogs as it was found, before it raises the exception. If
+    the run is killed, `recover` brings VictoriaLogs back after any stop window, and undoes our
+    exchange; it does not know what another plugin has done to the data.
     """
 
 

@@ -25,7 +25,7 @@ from typing import final
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.staging.inventory import Directory, Sums
 from vl_borg_hooks.staging.manifest import Manifest, Partition
-from vl_borg_hooks.system import commands, files
+from vl_borg_hooks.system import files, processes
 from vl_borg_hooks.victorialogs.parts import partition_of
 
 # Below an instance's state directory: the checksum of the inventory, when the copy was last compared
@@ -129,7 +129,7 @@ class LastPublished:
         return found == [True]
 
     def _look(self, ended: threading.Event) -> bool:
-        commands.make_idle(threading.get_native_id())
+        processes.make_idle(threading.get_native_id())
         listed = directories = 0
         for number, directory in enumerate(self._read()):
             if ended.is_set():

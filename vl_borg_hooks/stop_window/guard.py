@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vl_borg_hooks.errors import CommandFailed, OperatorError
 from vl_borg_hooks.plugin.context import Target
-from vl_borg_hooks.system import commands
+from vl_borg_hooks.system import commands, processes
 
 # sd_booted(3): systemd runs the system if, and only if, this directory exists.
 SYSTEMD_RUNS = Path("/run/systemd/system")
@@ -77,7 +77,7 @@ def _start_process(argv: list[str]) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
         receiving.bind(_socket_address(address))
         receiving.settimeout(POLL_SECONDS)
-        guard = commands.beside(argv, outlives_us=True, environment={_NOTIFY: address})
+        guard = processes.beside(argv, outlives_us=True, environment={_NOTIFY: address})
         deadline = time.monotonic() + ARM_SECONDS
         while not _is_ready(receiving):
             if guard.poll() is not None or time.monotonic() >= deadline:

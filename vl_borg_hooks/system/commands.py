@@ -6,18 +6,15 @@ import contextlib
 import os
 import shlex
 import signal
-import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import IO, Any
 
 from vl_borg_hooks.errors import CommandFailed
+from vl_borg_hooks.system.processes import die_with_parent, make_idle
 
-# prctl(2) PR_SET_PDEATHSIG, from linux/prctl.h.
-PR_SET_PDEATHSIG = 1
 # How long a command may take to end after SIGTERM, and then after SIGKILL. One that hangs in the
 # kernel, on a dead disk, ends after neither and is left alone.
 ENDING_SECONDS = 2
@@ -91,49 +88,6 @@ def run(
     return completed
 
 
-def beside(
-    argv: Sequence[str],
-    *,
-    talks: bool = False,
-    dies_with_us: bool = False,
-    outlives_us: bool = False,
-    environment: Mapping[str, str] | None = None,
-) -> subprocess.Popen[str]:
-    """Start `argv` to run beside us; with `talks`, its three streams are pipes, else nothing.
-
-    `dies_with_us` makes the kernel end it if we are killed; only for while we have no other thread.
-    `outlives_us` gives it its own session, so that what ends us does not end it.
-    `environment` is added to ours. Raises OSError if it can't be started.
-    """
-    # Not by sh. It gives each command threads that watch it until it ends. They wake up every second,
-    # ten times a second if the command can be written to, and an answer comes as a call in such a
-    # thread. These commands run as long as we do, or longer, also while VictoriaLogs is stopped. They
-    # must cost nothing in that time, and we have to wait for the answer of one.
-    streams = subprocess.PIPE if talks else subprocess.DEVNULL
-    return subprocess.Popen(
-        argv,
-        stdin=streams,
-        stdout=streams,
-        stderr=streams,
-        text=True,
-        errors="backslashreplace",
-        env={**os.environ, **(environment or {})},
-        cwd="/" if outlives_us else None,
-        start_new_session=outlives_us,
-        preexec_fn=_die_with_parent() if dies_with_us else None,  # noqa: PLW1509 - see above
-    )
-
-
-def make_idle(pid: int) -> None:
-    """Give process or thread `pid` the lowest priority; if the kernel refuses, it keeps its own."""
-    import psutil
-
-    with contextlib.suppress(psutil.Error, OSError):
-        process = psutil.Process(pid)
-        process.ionice(psutil.IOPRIO_CLASS_IDLE)
-        process.nice(19)
-
-
 def _start(argv: Sequence[str], stdout: IO[bytes], stderr: IO[bytes], *, dies_with_us: bool) -> Any:
     """Start `argv` by sh and return the running command; raises CommandFailed."""
     # Imported here: it costs more than everything else that `after-create` needs.
@@ -152,7 +106,7 @@ def _start(argv: Sequence[str], stdout: IO[bytes], stderr: IO[bytes], *, dies_wi
                 _env={**os.environ, "LC_ALL": "C"},
                 _encoding=encoding,
                 _ok_code=ANY_STATUS,
-                _preexec_fn=_die_with_parent() if dies_with_us else None,
+                _preexec_fn=die_with_parent() if dies_with_us else None,
             )
     except sh.CommandNotFound:
         raise CommandFailed(
@@ -174,14 +128,6 @@ def _encodable(words: Sequence[str]) -> tuple[Sequence[str], str]:
     except UnicodeEncodeError:
         return [os.fsencode(word).decode("latin-1") for word in words], "latin-1"
     return words, "utf-8"
-
-
-def _die_with_parent() -> Callable[[], None]:
-    """Return what a child calls between fork and exec, so that the kernel ends it with its parent."""
-    import ctypes
-
-    # Loaded before the fork: between fork and exec only async-signal-safe work is safe.
-    return partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextlib.contextmanager

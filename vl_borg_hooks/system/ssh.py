@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import final
 
 from vl_borg_hooks.errors import CommandFailed, OperatorError
-from vl_borg_hooks.system import commands
+from vl_borg_hooks.system import commands, processes
 from vl_borg_hooks.system.hosts import FileLocked, Owner
 
 # ssh(1), "EXIT STATUS": 255 if ssh itself failed, else the status of the remote command.
@@ -117,7 +117,7 @@ class SshHost:
         with tempfile.TemporaryDirectory(prefix="vl-borg-hooks-") as directory:
             path = f"{directory}/ssh"
             argv = [*self.transport(), "-M", "-N", "-S", path, "--", self._address]
-            with commands.beside(argv, dies_with_us=True) as master:
+            with processes.beside(argv, dies_with_us=True) as master:
                 deadline = time.monotonic() + CONNECT_TIMEOUT
                 while master.poll() is None and time.monotonic() < deadline:
                     if os.path.exists(path):
@@ -218,7 +218,7 @@ class SshHost:
         """
         argv = ["flock", "--exclusive", "--conflict-exit-code", str(HELD_BY_ANOTHER)]
         argv += ["--timeout", f"{wait:g}"] if wait else ["--nonblock"]
-        with commands.beside(self.argv([*argv, path, "cat"]), talks=True) as holder:
+        with processes.beside(self.argv([*argv, path, "cat"]), talks=True) as holder:
             if holder.stdin is None or holder.stdout is None or holder.stderr is None:
                 raise AssertionError("a command that talks has all three streams")
             try:
