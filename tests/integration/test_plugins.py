@@ -99,6 +99,26 @@ def test_a_plugin_replaces_how_the_copy_is_made(plugged: Plugged) -> None:
     assert not site.published
 
 
+def test_a_stop_window_of_a_plugin_leaves_a_stopped_server_stopped(plugged: Plugged) -> None:
+    site = plugged.site
+    site.server.stop()
+    done = plugged.run("before-create", rsync=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert verify(site.staging).problems == []
+    assert not site.server.running
+    assert plugged.learned("after_start") == []
+
+
+def test_a_plugin_that_does_not_return_what_it_has_done_is_found(plugged: Plugged) -> None:
+    plugged.configure(forgets=True)
+    line = the_line(plugged.run("before-create"))
+    assert "make_copy of a plugin has stopped VictoriaLogs and then left the copy to us" in line
+    assert "VictoriaLogs is running" in line
+    # It was not stopped a second time.
+    assert len(plugged.learned("after_start")) == 1
+    assert not plugged.site.published
+
+
 def test_a_plugin_replaces_how_a_copy_is_put_in_place(plugged: Plugged) -> None:
     site = plugged.site
     assert plugged.run("before-create").returncode == 0

@@ -35,6 +35,8 @@ class Copying(BaseModel):
     report: Path
     # Whether ours or this plugin makes the copy, and puts it in place.
     replaces: bool = True
+    # Whether it forgets to return what it has done.
+    forgets: bool = False
     # The hooks that fail.
     failing: list[str] = []
     # What the checks of this plugin find wrong.
@@ -57,11 +59,13 @@ def make_copy(backup: Backup, hooks: Hooks) -> Copied | None:
     if not backup.options(Copying).replaces:
         return None
     started = time.monotonic()
-    with stop_window(hooks, backup, "before-create"):
+    with stop_window(hooks, backup):
         shutil.rmtree(backup.staging.data)
         LocalHost().run(["cp", "-a", backup.data_directory, str(backup.staging.data)])
     for name in ("flock.lock", ".vl-borg-hooks"):
         LocalHost().remove_tree(str(backup.staging.data / name))
+    if backup.options(Copying).forgets:
+        return None
     files = sum(path.is_file() for path in backup.staging.data.rglob("*"))
     return Copied(final=PassResult(files, 0, time.monotonic() - started))
 
@@ -73,7 +77,7 @@ def put_in_place(restore: Restore, hooks: Hooks) -> PassResult | None:
         return None
     started = time.monotonic()
     current, aside = (Path(restore.data_directory) / name for name in ("partitions", "aside"))
-    with stop_window(hooks, restore, "restore"):
+    with stop_window(hooks, restore):
         current.rename(aside)
         LocalHost().run(["cp", "-a", str(restore.copy.data / "partitions"), str(current)])
     hooks.prove_restore(restore)

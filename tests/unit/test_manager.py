@@ -222,3 +222,16 @@ def test_two_plugins_with_the_same_section_or_model_are_refused(
     install(monkeypatch, Plugin("a", tmp_path, "chat"), Plugin("b", tmp_path, section))
     with pytest.raises(OperatorError, match=f"two plugins have options under plugins: {section}:"):
         manager.additions(manager.load(()), configured(tmp_path))
+
+
+def test_a_make_copy_that_returns_something_else_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Step:
+        @hookimpl
+        def make_copy(self) -> object:
+            return True
+
+    install(monkeypatch, Step())
+    with pytest.raises(OperatorError, match="returned True, which is not a Copied"):
+        manager.load(()).make_copy(None)  # type: ignore[arg-type]

@@ -84,7 +84,7 @@ def test_of_a_copy_that_was_made_with_victorialogs_stopped_no_downtime_is_told(
 ) -> None:
     place.staging.create()
     place.staging.publish(a_manifest().model_copy(update={"downtime_seconds": None}))
-    assert "; VictoriaLogs found stopped, final pass" in place.overview().lines()[1]
+    assert "; VictoriaLogs not stopped for it, final pass" in place.overview().lines()[1]
 
 
 def test_a_lease_of_a_process_that_has_ended_is_none(place: Place) -> None:

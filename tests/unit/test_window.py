@@ -13,6 +13,7 @@ from tests.support import make_backup, said
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Backup
 from vl_borg_hooks.runs.records import Journal
+from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.stop_window import guard
 from vl_borg_hooks.stop_window.window import (
     StartFailed,
@@ -53,7 +54,7 @@ class World:
         return lock.is_held(self.backup.host, self.backup.data_directory)
 
     def window(self, *, settle: bool = True) -> contextlib.AbstractContextManager[None]:
-        return stop_window(self.hooks, self.backup, "before-create", settle=settle)
+        return stop_window(self.hooks, self.backup, settle=settle)
 
 
 @pytest.fixture
@@ -61,6 +62,17 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World(tmp_path, monkeypatch)
     yield made
     made.service.die()
+
+
+def test_a_server_that_was_found_stopped_is_only_locked(world: World) -> None:
+    world.service.die()
+    world.backup.found = ServiceState.STOPPED
+    with world.window():
+        assert world.is_locked
+        assert world.journal is None
+    assert not world.is_locked
+    assert world.hooks.calls == []
+    assert not world.service.running
 
 
 def test_the_guard_waits_before_the_stop_and_the_journal_is_written(world: World) -> None:

@@ -13,6 +13,7 @@ from vl_borg_hooks.plugin.context import Backup, Copied
 from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.runs.borgmatic import calling_process
 from vl_borg_hooks.runs.records import Holder
+from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.staging.manifest import Manifest
 from vl_borg_hooks.stop_window.found import describe_state
 from vl_borg_hooks.stop_window.recovery import recover
@@ -130,8 +131,10 @@ def _back_up_one(hooks: Hooks, outcome: _Outcome) -> None:
 
 
 def _downtime(backup: Backup) -> str:
-    if backup.downtime is None:
+    if backup.found is ServiceState.STOPPED:
         return "VictoriaLogs was found stopped and stays stopped"
+    if backup.downtime is None:
+        return "VictoriaLogs was not stopped"
     return f"VictoriaLogs was away for {backup.downtime:.2f} s"
 
 

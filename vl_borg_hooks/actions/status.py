@@ -42,7 +42,7 @@ class Overview:
             archived = "staging copy: not published"
         else:
             window = copy.downtime_seconds
-            away = "found stopped" if window is None else f"away for {window:.2f} s"
+            away = "not stopped for it" if window is None else f"away for {window:.2f} s"
             archived = (
                 f"staging copy: published {copy.created}, {copy.rows} rows, "
                 f"{human_bytes(copy.bytes)}; VictoriaLogs {away}, final pass {copy.final_pass}"

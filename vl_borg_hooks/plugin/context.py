@@ -62,6 +62,9 @@ class Stop:
 class Target:
     """One instance, its host and its service manager. Raises ConfigError for a wrong `service:`."""
 
+    # Which command works on it, for the journal: `recover` says what was cut short.
+    command = ""
+
     def __init__(
         self, loaded: LoadedConfig, instance: Instance, additions: Additions, records: RunRecords
     ) -> None:
@@ -124,6 +127,8 @@ class Target:
 class Backup(Target):
     """The backup of one instance."""
 
+    command = "before-create"
+
     def __init__(
         self, loaded: LoadedConfig, instance: Instance, additions: Additions, records: RunRecords
     ) -> None:
@@ -147,6 +152,8 @@ class Backup(Target):
 
 class Restore(Target):
     """The restore of one instance from `copy`, a staging or extracted copy."""
+
+    command = "restore"
 
     def __init__(
         self,
@@ -179,7 +186,7 @@ class Restore(Target):
 class Copied:
     """How the staging copy was made: what `make_copy` returns."""
 
-    # The last pass while VictoriaLogs ran; None if there was none.
+    # The last pass that was made while VictoriaLogs was running; None if there was none.
     warm: PassResult | None = None
     # The pass that made the copy consistent.
     final: PassResult

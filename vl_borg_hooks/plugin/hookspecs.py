@@ -75,13 +75,17 @@ def backup_checks(backup: Backup) -> Iterable[Check]:  # type: ignore[empty-body
 def make_copy(backup: Backup, hooks: Hooks) -> Copied | None:
     """Step: make `backup.staging.data` a consistent copy of the data path.
 
-    The staging copy exists and is unpublished. Ours makes a warm pass, stops VictoriaLogs, keeps or
-    copies what has changed, and starts it again. It calls the hooks from `before_stop` to
-    `after_start`. A plugin that needs VictoriaLogs stopped uses
-    `with vl_borg_hooks.stop_window.window.stop_window(hooks, backup, "before-create"):`, which stops
-    it, calls the same hooks, holds its lock, and starts it again whatever happens. `backup.found`
-    says whether VictoriaLogs was running. An exception ends the run; the staging copy stays
-    unpublished.
+    The staging copy is unpublished. It may hold the last copy, perhaps as hard links to the live
+    files: replace files, never write into them, and remove what is gone from the data path. The
+    names in `vl_borg_hooks.victorialogs.layout.NOT_COPIED` do not belong in a copy. The data path is
+    `backup.data_directory` on `backup.host`; `backup.remaining_downtime()` is the time that a copy
+    in the stop window may still take.
+
+    Ours makes a warm pass, stops VictoriaLogs, keeps or copies what has changed, and starts it again.
+    It calls the hooks from `before_stop` to `after_start`. A plugin that needs VictoriaLogs stopped
+    uses `with vl_borg_hooks.stop_window.window.stop_window(hooks, backup):`, which stops it, calls
+    the same hooks, holds its lock, and starts it again whatever happens; if it was found stopped, it
+    only holds the lock. An exception ends the run; the staging copy stays unpublished.
     """
 
 
@@ -151,7 +155,8 @@ def after_backup(
     an `error`, the copy with this `manifest` is published and will be archived. With an `error`,
     nothing will be archived, whichever instance failed; `copied` and `manifest` are None if this
     instance did not get that far. An exception makes the run fail, and nothing is archived;
-    instances that the hook was called for earlier have then seen no `error`.
+    an instance that the hook was called for before that has seen no `error`. If `error` is an
+    OperatorError, its `instance` says which instance failed.
     """
 
 

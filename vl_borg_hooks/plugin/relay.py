@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from vl_borg_hooks.errors import OperatorError
+
 if TYPE_CHECKING:
     import pluggy
     from pydantic import BaseModel
@@ -40,7 +42,15 @@ class Hooks:
 
     def make_copy(self, backup: Backup) -> Copied:
         """Call the hook."""
-        copied: Copied = self._relay.make_copy(backup=backup, hooks=self)
+        # Imported here: `after-create`, which is called often, does not need it.
+        from vl_borg_hooks.plugin.context import Copied
+
+        copied = self._relay.make_copy(backup=backup, hooks=self)
+        if not isinstance(copied, Copied):
+            raise OperatorError(
+                f"make_copy of a plugin returned {copied!r}, which is not a Copied",
+                hint="correct or uninstall that plugin",
+            )
         return copied
 
     def before_stop(self, target: Target) -> None:

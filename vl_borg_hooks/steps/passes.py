@@ -32,10 +32,15 @@ MUCH_COPIED_BYTES = 16_000_000
 @hookimpl
 def make_copy(backup: Backup, hooks: Hooks) -> Copied:
     """Update the staging copy, in two passes around a stop, or in one if found stopped."""
+    if backup.stop.asked_at is not None:
+        raise OperatorError(
+            "make_copy of a plugin has stopped VictoriaLogs and then left the copy to us",
+            hint="correct or uninstall that plugin: it has to return what it has done",
+        )
     passes = Passes(backup)
     try:
         if backup.found is ServiceState.STOPPED:
-            return passes.copy_stopped()
+            return passes.copy_stopped(hooks)
         return passes.copy_around_stop(hooks)
     finally:
         Swap(backup.host, backup.data_directory).discard_leftovers()
@@ -68,11 +73,9 @@ class Passes:
         """The directory on the host with hard links to what the final pass has to copy."""
         return f"{self._backup.working_directory}/frozen"
 
-    def copy_stopped(self) -> Copied:
+    def copy_stopped(self, hooks: Hooks) -> Copied:
         """Make the copy of a VictoriaLogs that was found stopped, while we hold its lock."""
-        backup = self._backup
-        lock.ensure_file(backup.host, backup.data_directory)
-        with lock.hold(backup.host, backup.data_directory):
+        with stop_window(hooks, self._backup):
             return self._copied(None, self._final_pass())
 
     def copy_around_stop(self, hooks: Hooks) -> Copied:
@@ -85,7 +88,7 @@ class Passes:
         # Otherwise the kernel may write gigabytes just when VictoriaLogs stops and needs the disk
         # itself.
         LocalHost().sync(str(backup.staging.path))
-        with stop_window(hooks, backup, "before-create"):
+        with stop_window(hooks, backup):
             final = self.copy_in_window()
         if final is None:
             final = self._final_pass()

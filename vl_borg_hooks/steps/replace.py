@@ -100,7 +100,7 @@ def _exchange(hooks: Hooks, restore: Restore) -> None:
     found_running = restore.found is ServiceState.RUNNING
     try:
         if found_running:
-            with window.stop_window(hooks, restore, "restore", settle=False):
+            with window.stop_window(hooks, restore, settle=False):
                 _wait_stopped(restore)
                 _swap(restore)
         else:
@@ -118,7 +118,7 @@ def _exchange(hooks: Hooks, restore: Restore) -> None:
         raise
     restore.host.sync(restore.data_directory)
     # From here on the restored data stays, whatever happens.
-    restore.records.note(Journal("restore", found_running or restore.start_if_stopped))
+    restore.records.note(Journal(restore.command, found_running or restore.start_if_stopped))
     if not found_running and not restore.start_if_stopped:
         window.stop_again(restore)
         restore.reporter.say(
@@ -132,7 +132,7 @@ def _swap(restore: Restore) -> None:
     """Put the copy in place of what is there; listed only now, because a stop may write files."""
     replaced = present(restore.host, restore.data_directory)
     found_running = restore.found is ServiceState.RUNNING
-    restore.records.note(Journal("restore", found_running, replaced))
+    restore.records.note(Journal(restore.command, found_running, replaced))
     Swap(restore.host, restore.data_directory, replaced).do()
 
 

@@ -32,20 +32,24 @@ class StartFailed(OperatorError):
 
 
 @contextlib.contextmanager
-def stop_window(
-    hooks: Hooks, target: Target, command: str, *, settle: bool = True
-) -> Iterator[None]:
+def stop_window(hooks: Hooks, target: Target, *, settle: bool = True) -> Iterator[None]:
     """Stop VictoriaLogs and lock its data directory for the block; start it again afterwards.
 
-    With `settle`, the journal is removed when it runs again; otherwise the caller removes it. Raises
-    OperatorError if it does not stop in `stop_timeout` seconds, after it was brought back, and
-    StartFailed if it does not come back.
+    If it was found stopped, only its lock is held, and it stays stopped. With `settle`, the journal
+    is removed when it runs again; otherwise the caller removes it. Raises OperatorError if it does
+    not stop in `stop_timeout` seconds, after it was brought back, and StartFailed if it does not
+    come back.
     """
+    if target.found is ServiceState.STOPPED:
+        lock.ensure_file(target.host, target.data_directory)
+        with lock.hold(target.host, target.data_directory):
+            yield
+        return
     with _announced(hooks, target):
         guard.arm(target)
         # Before the journal is written, because a server that hangs may answer late.
         _flush(target)
-        target.records.note(Journal(command, found_running=True))
+        target.records.note(Journal(target.command, found_running=True))
         failed: BaseException | None = None
         try:
             target.stop.asked_at = time.monotonic()

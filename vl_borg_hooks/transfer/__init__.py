@@ -9,7 +9,7 @@ from vl_borg_hooks.transfer.progress import human_bytes
 
 @dataclass(frozen=True)
 class PassResult:
-    """What one pass did, as rsync counted it; `seconds` by our clock."""
+    """What one pass did: the files and bytes that it copied, and how long it took."""
 
     files: int
     bytes: int
