@@ -825,7 +825,8 @@ def test_a_restore_from_a_tree_that_is_no_copy(restorable: Site, killer: Killer,
     outside.write_bytes(b"outside")
     path = extracted / "data/partitions/stranger"
     STRANGERS[kind](path, outside)
-    what = "a stray file" if path.is_file() and not path.is_symlink() else "no file or directory"
+    is_file = path.is_file() and not path.is_symlink()
+    what = "a stray file" if is_file else "not a file or directory"
     sees = (f"{path}: is {what}", "VictoriaLogs is running; run: vl-borg-hooks verify ")
     row = Row(f"an extracted tree with a {kind}", sees, "published")
     before = starts(site)

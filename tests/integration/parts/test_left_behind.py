@@ -10,12 +10,15 @@ import pytest
 
 from tests.parts.disk import SmallDisk
 from tests.parts.left_behind import MARK, left_behind
+from tests.parts.waiting import wait_until
 
 
 def test_a_process_is_found_by_its_mark(tmp_path: Path) -> None:
     environment = {**os.environ, MARK: str(tmp_path)}
     with subprocess.Popen(["sleep", "61"], env=environment) as process:
-        assert left_behind(str(tmp_path), tmp_path) == [f"process {process.pid}: sleep 61"]
+        # The kernel shows a new program's environment a moment after its start.
+        found = wait_until(lambda: left_behind(str(tmp_path), tmp_path), 10, "the process")
+        assert found == [f"process {process.pid}: sleep 61"]
         process.kill()
     assert left_behind(str(tmp_path), tmp_path) == []
 
