@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.parts.fakes import FakeHooks, installed
-from tests.support import said
+from tests.support import said, write_config
 from vl_borg_hooks.actions import release as action
 from vl_borg_hooks.actions.release import release
 from vl_borg_hooks.config import LoadedConfig
@@ -44,6 +46,7 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(action, "calling_process", lambda: OURS)
+    monkeypatch.setattr(action, "entry_points", lambda group: [group])
     return Place(*installed(monkeypatch, tmp_path, names=["a", "b"]))
 
 
@@ -118,3 +121,21 @@ def test_a_plugin_that_cannot_be_loaded_keeps_no_lease(
     with pytest.raises(OperatorError):
         place.release()
     assert not place.has_lease("a")
+
+
+def test_without_plugins_nothing_is_imported_that_loads_them(tmp_path: Path) -> None:
+    instance = {
+        "name": "default",
+        "data_path": str(tmp_path / "data"),
+        "staging_path": str(tmp_path / "staging"),
+        "service": {"systemd": "unused.service"},
+    }
+    state = str(tmp_path / "state")
+    config = write_config(tmp_path / "config.yaml", [instance], state_path=state)
+    program = (
+        "import sys; from vl_borg_hooks.cli import main; status = main(sys.argv[1:]); "
+        "print(status, [name for name in sys.modules if name.split('.')[0] == 'pluggy'])"
+    )
+    argv = [sys.executable, "-c", program, "--config", str(config), "after-create"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("0 []\n", "")

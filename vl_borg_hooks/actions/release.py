@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from vl_borg_hooks.plugin import manager
-from vl_borg_hooks.plugin.context import Release
+from vl_borg_hooks import PLUGINS
 from vl_borg_hooks.runs.borgmatic import calling_process
 from vl_borg_hooks.runs.records import RunRecords
 from vl_borg_hooks.system.log import logger
@@ -29,6 +29,16 @@ def release(loaded: LoadedConfig, instances: Sequence[Instance]) -> None:
             released.append(instance)
         else:
             logger.warning("%s: %s keeps its lease", instance.name, lease)
+    # Most have none, and to import what loads them takes longer than all of the above.
+    if entry_points(group=PLUGINS):
+        _tell_plugins(loaded, released)
+
+
+def _tell_plugins(loaded: LoadedConfig, released: Sequence[Instance]) -> None:
+    """Call `after_release`; raises OperatorError for a plugin that can't be loaded."""
+    from vl_borg_hooks.plugin import manager
+    from vl_borg_hooks.plugin.context import Release
+
     # Without our own steps: none of them does anything here.
     hooks = manager.load(())
     additions = manager.additions(hooks, loaded)

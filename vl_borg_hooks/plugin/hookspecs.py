@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
+from vl_borg_hooks import PLUGINS
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -30,9 +32,8 @@ if TYPE_CHECKING:
     from vl_borg_hooks.staging.manifest import Manifest
     from vl_borg_hooks.transfer import PassResult
 
-PROJECT = "vl_borg_hooks"
-hookspec = pluggy.HookspecMarker(PROJECT)
-hookimpl = pluggy.HookimplMarker(PROJECT)
+hookspec = pluggy.HookspecMarker(PLUGINS)
+hookimpl = pluggy.HookimplMarker(PLUGINS)
 
 
 @hookspec

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import pluggy
 from pydantic import BaseModel
 
-from vl_borg_hooks import config
+from vl_borg_hooks import PLUGINS, config
 from vl_borg_hooks.config import LoadedConfig, OptionsError
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin import hookspecs
@@ -25,12 +25,12 @@ def load(built_in: Iterable[str]) -> Hooks:
     OperatorError if a plugin can't be loaded, because a backup that silently goes on without it
     might not be a backup.
     """
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager = pluggy.PluginManager(PLUGINS)
     manager.add_hookspecs(hookspecs)
     for name in built_in:
         manager.register(importlib.import_module(name), name)
     try:
-        manager.load_setuptools_entrypoints(hookspecs.PROJECT)
+        manager.load_setuptools_entrypoints(PLUGINS)
         manager.check_pending()
     except Exception as error:
         raise OperatorError(
