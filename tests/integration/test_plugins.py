@@ -14,6 +14,7 @@ import pytest
 from tests.parts import copying_plugin
 from tests.parts.locking_site import LockingSite, the_line
 from tests.support import make_data, make_partition, run_command_line, tree, write_config
+from vl_borg_hooks.runs.records import Journal, RunRecords
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.staging.verify import verify
 
@@ -211,6 +212,29 @@ def test_an_after_start_that_fails_does_not_hide_that_victorialogs_is_down(
     assert "VICTORIALOGS IS DOWN" in line
     assert "of a plugin" not in line
     assert plugged.learned("after_start") == [{"instance": "default", "downtime": False}]
+
+
+@pytest.mark.parametrize("how", ["is broken", "has a wrong section"])
+def test_a_plugin_that_cannot_be_used_does_not_keep_victorialogs_down(
+    plugged: Plugged, how: str
+) -> None:
+    """A run was killed in its stop window; then the plugin was upgraded, and the machine boots."""
+    site = plugged.site
+    site.server.stop()
+    records = RunRecords(site.root / "state", "default")
+    records.create()
+    records.note(Journal("before-create", found_running=True))
+    if how == "is broken":
+        (plugged.directory / "copying_plugin.py").write_text("import nothing_that_is_there\n")
+    else:
+        plugged.configure(replaces="often")
+    assert plugged.run("before-create").returncode == 1
+    assert not site.server.running
+    done = run_command_line("--config", site.config, "recover", environment=plugged.environment())
+    assert done.returncode == 0, done.stderr
+    assert "warning: recovering without plugins: " in done.stderr
+    assert site.server.running
+    assert records.journal() is None
 
 
 def test_a_plugin_learns_of_the_release(plugged: Plugged) -> None:

@@ -317,7 +317,7 @@ def installed(
 ) -> tuple[FakeHooks, LoadedConfig]:
     """Return fake hooks, which actions find as the only ones, and a config for the instances."""
     hooks = FakeHooks()
-    monkeypatch.setattr(manager, "load", lambda built_in: hooks)
+    monkeypatch.setattr(manager, "load", lambda built_in, installed=True: hooks)
     instances = []
     for name in names:
         data = directory / f"{name}-data"

@@ -17,7 +17,8 @@ from vl_borg_hooks.config import ConfigError, LoadedConfig, load
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin import hookimpl, manager
 from vl_borg_hooks.plugin.checks import Check
-from vl_borg_hooks.plugin.context import Backup
+from vl_borg_hooks.plugin.context import Additions, Backup
+from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.services import ServiceFactory, ServiceManager
 from vl_borg_hooks.system.hosts import Host
 
@@ -75,6 +76,10 @@ def configured(directory: Path, **sections: object) -> LoadedConfig:
     return load(write_config(directory / "config.yaml", [instance], plugins=sections))
 
 
+def added(hooks: Hooks, loaded: LoadedConfig) -> Additions:
+    return manager.additions(hooks, loaded, loaded.config.plugins)
+
+
 def failing_to_load(self: pluggy.PluginManager, group: str) -> int:
     raise ModuleNotFoundError("No module named 'moon'")
 
@@ -125,7 +130,7 @@ def test_the_service_manager_of_a_later_plugin_wins(
     first, second = Plugin("systemd", tmp_path), Plugin("second", tmp_path)
     install(monkeypatch, first, second)
     hooks = manager.load(steps.BUILT_IN)
-    services = manager.additions(hooks, configured(tmp_path)).services
+    services = added(hooks, configured(tmp_path)).services
     assert services["ours"] == second.make
     # Of ours too.
     assert services["systemd"] == first.make
@@ -180,7 +185,7 @@ def test_a_plugin_is_given_its_section_or_the_defaults(
     loud: bool,
 ) -> None:
     install(monkeypatch, Plugin("a", tmp_path, "chat"))
-    found = manager.additions(manager.load(()), configured(tmp_path, **sections)).of(Section)
+    found = added(manager.load(()), configured(tmp_path, **sections)).of(Section)
     assert (found.channel, found.loud) == (channel, loud)
 
 
@@ -199,7 +204,7 @@ def test_a_wrong_section_is_an_error_with_the_line_of_its_key(
     install(monkeypatch, Plugin("a", tmp_path, "chat"))
     loaded = configured(tmp_path, **sections)
     with pytest.raises(ConfigError) as caught:
-        manager.additions(manager.load(()), loaded)
+        added(manager.load(()), loaded)
     (error,) = caught.value.errors
     place, _, message = error.partition(": ")
     assert message.startswith(expected)
@@ -212,7 +217,7 @@ def test_a_section_without_a_plugin_for_it_is_an_error(
 ) -> None:
     install(monkeypatch)
     with pytest.raises(ConfigError, match=r"plugins\.chat: no installed plugin has options"):
-        manager.additions(manager.load(()), configured(tmp_path, chat={}))
+        added(manager.load(()), configured(tmp_path, chat={}))
 
 
 @pytest.mark.parametrize("section", ["chat", "another name for the same model"])
@@ -221,7 +226,7 @@ def test_two_plugins_with_the_same_section_or_model_are_refused(
 ) -> None:
     install(monkeypatch, Plugin("a", tmp_path, "chat"), Plugin("b", tmp_path, section))
     with pytest.raises(OperatorError, match=f"two plugins have options under plugins: {section}:"):
-        manager.additions(manager.load(()), configured(tmp_path))
+        added(manager.load(()), configured(tmp_path))
 
 
 def test_a_make_copy_that_returns_something_else_is_refused(

@@ -23,7 +23,7 @@ def recover_all(loaded: LoadedConfig, instances: Sequence[Instance], *, wait: bo
 
     Without `wait`, a current run is not an error: it finishes by itself.
     """
-    setting = Setting(loaded)
+    setting = _setting(loaded)
     for instance in instances:
         target = setting.target(instance)
         records = target.records
@@ -38,6 +38,18 @@ def recover_all(loaded: LoadedConfig, instances: Sequence[Instance], *, wait: bo
                 window.watch(setting.hooks, target, seconds, alone)
         except Busy as busy:
             logger.info("%s: nothing to recover", busy)
+
+
+def _setting(loaded: LoadedConfig) -> Setting:
+    """Return the config with its plugins, or if they can't be used without the installed ones.
+
+    A broken plugin must not be the reason that VictoriaLogs stays down.
+    """
+    try:
+        return Setting(loaded)
+    except Exception as error:  # noqa: BLE001 - whatever a plugin may raise
+        logger.warning("recovering without plugins: %s", error)
+        return Setting(loaded, installed=False)
 
 
 def _recover_one(hooks: Hooks, target: Target) -> float:

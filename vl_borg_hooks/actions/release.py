@@ -41,6 +41,6 @@ def _tell_plugins(loaded: LoadedConfig, released: Sequence[Instance]) -> None:
 
     # Without our own steps: none of them does anything here.
     hooks = manager.load(())
-    additions = manager.additions(hooks, loaded)
+    additions = manager.additions(hooks, loaded, loaded.config.plugins)
     for instance in released:
         hooks.after_release(Release(instance, additions))

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 class Setting:
     """A config with its plugins. Makes the objects that hooks are called with."""
 
-    def __init__(self, loaded: LoadedConfig) -> None:
+    def __init__(self, loaded: LoadedConfig, *, installed: bool = True) -> None:
         self.loaded = loaded
-        self.hooks: Hooks = manager.load(steps.BUILT_IN)
-        self._additions: Additions = manager.additions(self.hooks, loaded)
+        self.hooks: Hooks = manager.load(steps.BUILT_IN, installed=installed)
+        sections = loaded.config.plugins if installed else {}
+        self._additions: Additions = manager.additions(self.hooks, loaded, sections)
 
     def target(self, instance: Instance) -> Target:
         """Return `instance` for a recovery or for `status`; raises ConfigError."""

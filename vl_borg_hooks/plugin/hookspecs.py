@@ -4,13 +4,14 @@ The hooks are in the order in which they are called. Write a module with functio
 mark them with `vl_borg_hooks.plugin.hookimpl`, and name the module under the entry-point group
 `vl_borg_hooks`. A function may leave out arguments that it does not need.
 
-Hooks that are marked `firstresult` are steps: the first plugin that returns something other than
-None has done the step, and the plugins after it, ours included, are not called. All others are
-occasions: every plugin is called. No two hooks run at the same time.
+Hooks that are marked `firstresult` are steps. Plugins are called until one returns something other
+than None: then the step is done, and no more are called; ours come last. All others are occasions:
+every plugin is called. No two hooks run at the same time.
 
 With several instances, each hook of a backup is called for each of them. `start_service` and
 `is_healthy` are called again until VictoriaLogs serves; `backup_checks` is also called by
-`config validate` and by dry runs, which call no other hook of a backup.
+`config validate` and by dry runs, which call no other hook of a backup. If the installed plugins
+can't be used, `recover` goes on without them, to bring VictoriaLogs back.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pluggy
 from pydantic import BaseModel
@@ -17,8 +17,8 @@ from vl_borg_hooks.plugin.context import Additions
 from vl_borg_hooks.plugin.relay import Hooks
 
 
-def load(built_in: Iterable[str]) -> Hooks:
-    """Return the hooks of the modules `built_in` and of all plugins that are installed.
+def load(built_in: Iterable[str], *, installed: bool = True) -> Hooks:
+    """Return the hooks of the modules `built_in` and, if wanted, of all plugins that are `installed`.
 
     Installed plugins are registered after the built-in ones, so pluggy calls them first: their step
     replaces ours if it returns a result, and runs before ours if it returns None. Raises
@@ -30,7 +30,8 @@ def load(built_in: Iterable[str]) -> Hooks:
     for name in built_in:
         manager.register(importlib.import_module(name), name)
     try:
-        manager.load_setuptools_entrypoints(PLUGINS)
+        if installed:
+            manager.load_setuptools_entrypoints(PLUGINS)
         manager.check_pending()
     except Exception as error:
         raise OperatorError(
@@ -39,8 +40,8 @@ def load(built_in: Iterable[str]) -> Hooks:
     return Hooks(manager.hook)
 
 
-def additions(hooks: Hooks, loaded: LoadedConfig) -> Additions:
-    """Return what the plugins add to the config.
+def additions(hooks: Hooks, loaded: LoadedConfig, sections: Mapping[str, object]) -> Additions:
+    """Return what the plugins add to the config, which has the `sections` under `plugins:`.
 
     Raises ConfigError for a wrong section, OperatorError if two plugins have the same one.
     """
@@ -54,7 +55,6 @@ def additions(hooks: Hooks, loaded: LoadedConfig) -> Additions:
                 f"two plugins have options under plugins: {name}:", hint="uninstall one of them"
             )
         models[name] = model
-    sections = loaded.config.plugins
     for name in sections:
         if name not in models:
             raise loaded.error(("plugins", name), _unknown(name, list(models)))
