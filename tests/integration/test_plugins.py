@@ -13,7 +13,7 @@ import pytest
 
 from tests.parts import copying_plugin
 from tests.parts.locking_site import LockingSite, the_line
-from tests.support import make_data, make_partition, run_command_line, tree, write_config
+from tests.support import make_copy, make_data, make_partition, run_command_line, tree, write_config
 from vl_borg_hooks.runs.records import Journal, RunRecords
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.staging.verify import verify
@@ -113,11 +113,16 @@ def test_a_stop_window_of_a_plugin_leaves_a_stopped_server_stopped(plugged: Plug
 def test_a_plugin_that_does_not_return_what_it_has_done_is_found(plugged: Plugged) -> None:
     plugged.configure(forgets=True)
     line = the_line(plugged.run("before-create"))
-    assert "make_copy of a plugin has stopped VictoriaLogs and then left the copy to us" in line
+    assert "make_copy of a plugin has stopped VictoriaLogs and then left the step to us" in line
     assert "VictoriaLogs is running" in line
     # It was not stopped a second time.
     assert len(plugged.learned("after_start")) == 1
     assert not plugged.site.published
+    make_copy(plugged.site.root / "extracted")
+    line = the_line(plugged.run("restore", "--from", plugged.site.root / "extracted"))
+    assert "put_in_place of a plugin has stopped VictoriaLogs and then left the step to us" in line
+    assert "VictoriaLogs is running" in line
+    assert len(plugged.learned("after_start")) == 2
 
 
 def test_a_plugin_replaces_how_a_copy_is_put_in_place(plugged: Plugged) -> None:

@@ -12,7 +12,7 @@ from vl_borg_hooks.plugin.context import Backup, Copied
 from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.staging.last_published import LastPublished
-from vl_borg_hooks.stop_window.window import stop_window
+from vl_borg_hooks.stop_window.window import refuse_second_stop, stop_window
 from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import PassResult, rsync
 from vl_borg_hooks.victorialogs import changes, freeze, lock
@@ -32,11 +32,7 @@ MUCH_COPIED_BYTES = 16_000_000
 @hookimpl
 def make_copy(backup: Backup, hooks: Hooks) -> Copied:
     """Update the staging copy, in two passes around a stop, or in one if found stopped."""
-    if backup.stop.asked_at is not None:
-        raise OperatorError(
-            "make_copy of a plugin has stopped VictoriaLogs and then left the copy to us",
-            hint="correct or uninstall that plugin: it has to return what it has done",
-        )
+    refuse_second_stop(backup, "make_copy")
     passes = Passes(backup)
     try:
         if backup.found is ServiceState.STOPPED:

@@ -26,6 +26,7 @@ from vl_borg_hooks.victorialogs.swap import Swap, present
 @hookimpl
 def put_in_place(restore: Restore, hooks: Hooks) -> PassResult:
     """Put the copy beside the data, exchange the two in a stop window, and prove the result."""
+    window.refuse_second_stop(restore, "put_in_place")
     swap = Swap(restore.host, restore.data_directory)
     swap.discard_leftovers()
     try:

@@ -67,6 +67,15 @@ def stop_window(hooks: Hooks, target: Target, *, settle: bool = True) -> Iterato
                     clear_journal(target)
 
 
+def refuse_second_stop(target: Target, step: str) -> None:
+    """Raise OperatorError if a plugin has stopped VictoriaLogs in `step` and then left it to ours."""
+    if target.stop.asked_at is not None:
+        raise OperatorError(
+            f"{step} of a plugin has stopped VictoriaLogs and then left the step to us",
+            hint="correct or uninstall that plugin: it has to return what it has done",
+        )
+
+
 @contextlib.contextmanager
 def _announced(hooks: Hooks, target: Target) -> Iterator[None]:
     """Call `before_stop`, and `after_start` whatever happens in between."""
