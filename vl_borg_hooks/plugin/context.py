@@ -100,7 +100,11 @@ class Target:
         from vl_borg_hooks.victorialogs.http import Client
 
         auth = self.instance.http_auth
-        return Client(self.instance.url, (auth.username, auth.password()) if auth else None)
+        return Client(
+            self.instance.url,
+            (auth.username, auth.password()) if auth else None,
+            self.instance.auth_keys.read(),
+        )
 
     @property
     def working_directory(self) -> str:

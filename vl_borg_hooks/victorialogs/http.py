@@ -8,11 +8,19 @@ import socket
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
+from http import HTTPStatus
 from http.client import HTTPException
 
 from vl_borg_hooks.errors import OperatorError
 
 REQUEST_SECONDS = 10
+# What is guarded by a key of its own: the beginning of its path, and its option under `auth_keys:`.
+_KEYS = {
+    "/metrics": "metrics",
+    "/internal/force_flush": "force_flush",
+    "/internal/partition/": "partition_manage",
+}
 _METRIC_LINE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -20,11 +28,18 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 class Client:
     """A VictoriaLogs server at `url`, such as `http://127.0.0.1:9428`.
 
-    `credentials` are a name and a password for HTTP basic authentication.
+    `credentials` are a name and a password for HTTP basic authentication; `keys` are the keys by
+    their option under `auth_keys:`.
     """
 
-    def __init__(self, url: str, credentials: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        credentials: tuple[str, str] | None = None,
+        keys: Mapping[str, str] | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
+        self._keys = keys or {}
         self._headers: dict[str, str] = {}
         if credentials:
             token = base64.b64encode(":".join(credentials).encode()).decode("ascii")
@@ -95,16 +110,28 @@ class Client:
             return False
 
     def _get(self, path: str) -> str:
-        """Return the body of `GET path`; raises OperatorError if there is no good answer."""
+        """Return the body of `GET path`; raises OperatorError if there is no good answer.
+
+        A key goes in a form, so that no log has it, and thus by POST.
+        """
+        option = next((key for start, key in _KEYS.items() if path.startswith(start)), "")
+        key = self._keys.get(option)
+        form = urllib.parse.urlencode({"authKey": key}).encode() if key else None
         try:
             # The config takes http: and https: only.
-            request = urllib.request.Request(self.url + path, headers=self._headers)  # noqa: S310
+            request = urllib.request.Request(  # noqa: S310
+                self.url + path, form, self._headers
+            )
             # No proxy from the environment between us and a server that we manage.
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             with opener.open(request, timeout=REQUEST_SECONDS) as response:
                 body: bytes = response.read()
         except urllib.error.HTTPError as error:
-            raise OperatorError(f"{self.url}{path} answered with {error}") from None
+            needs_key = error.code == HTTPStatus.UNAUTHORIZED and option
+            raise OperatorError(
+                f"{self.url}{path} answered with {error}",
+                hint=f"see auth_keys: {option}: in the config, or http_auth:" if needs_key else "",
+            ) from None
         except (OSError, HTTPException, ValueError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             raise OperatorError(f"{self.url}{path} did not answer: {reason}") from None
