@@ -267,11 +267,22 @@ class FakeHost(LocalHost):
 class FakeClient(Client):
     """A server with these command-line flags."""
 
-    def __init__(self, flags: Mapping[str, str] | None = None, version: str = "v1.51.1") -> None:
+    def __init__(
+        self, flags: Mapping[str, str] | None = None, version: str = "v1.51.1", rows: int = 0
+    ) -> None:
         super().__init__("http://127.0.0.1:1")
+        self.rows = rows
         # None for a server that does not answer.
         self.flags = flags
         self._version = version
+
+    def is_healthy(self) -> bool:
+        return self.flags is not None
+
+    def stored_rows(self) -> int:
+        if self.flags is None:
+            raise OperatorError(f"{self.url}/metrics did not answer")
+        return self.rows
 
     def flag(self, name: str) -> str:
         if self.flags is None:

@@ -33,9 +33,17 @@ class Place:
         make_copy(path, instance=name)
         return path
 
-    def restore(self, *names: str, every: bool = False, dry_run: bool = False) -> None:
-        instances = self.loaded.instances(names)
-        restore(self.loaded, instances, self.root, start=False, dry_run=dry_run, every=every)
+    def restore(
+        self, *names: str, every: bool = False, dry_run: bool = False, yes: bool = False
+    ) -> None:
+        restore(
+            *(self.loaded, self.loaded.instances(names), self.root),
+            start=False,
+            discard=False,
+            yes=yes,
+            dry_run=dry_run,
+            every=every,
+        )
 
     @property
     def restored(self) -> list[str]:
