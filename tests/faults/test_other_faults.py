@@ -535,7 +535,7 @@ def test_two_runs_at_once(ready: Site, killer: Killer, first: str, second: str) 
     sees = (f"another run holds this instance: {first} (pid ", ", since 20")
     row = Row(f"{second} while {first} runs", sees, "unpublished", status=75)
     ready.run("cp", "-a", str(ready.staging.path), str(ready.root / "extracted"))
-    restore = ("restore", "--from", str(ready.root / "extracted"))
+    restore = ("restore", "--from", str(ready.root / "extracted"), "--yes")
     commands = {"before-create": ("before-create",), "restore": restore}
     go_on = ready.root / "go-on"
     hold = lines_script(
@@ -801,7 +801,7 @@ def test_a_restored_server_that_does_not_serve_the_copy(
     unit = (site.systemd.unit_directory / site.unit).read_text()
     site.systemd.write_unit(site.unit, f"{unit}ExecStartPre=/bin/sh -c '{command}'\n")
     site.write_config(start_timeout=3)
-    run = killer.run(site, "restore", "--from", extracted)
+    run = killer.run(site, "restore", "--from", extracted, "--yes")
     row.judge_run(site, run)
     site.hooks("verify", extracted)
     site.systemd.write_unit(site.unit, unit)
@@ -830,7 +830,7 @@ def test_a_restore_from_a_tree_that_is_no_copy(restorable: Site, killer: Killer,
     sees = (f"{path}: is {what}", "VictoriaLogs is running; run: vl-borg-hooks verify ")
     row = Row(f"an extracted tree with a {kind}", sees, "published")
     before = starts(site)
-    run = killer.run(site, "restore", "--from", str(extracted))
+    run = killer.run(site, "restore", "--from", str(extracted), "--yes")
     assert starts(site) == before, "was stopped for nothing"
     assert outside.read_bytes() == b"outside"
     assert f"{path}: is {what}" in site.hooks("verify", str(extracted), check=False).stdout
@@ -913,7 +913,7 @@ def test_what_a_killed_restore_left_is_gone_after_the_next_backup(
     site.server.ingest(OLD)
     site.hooks("before-create")
     site.run("cp", "-a", str(site.staging.path), str(site.root / "extracted"))
-    command = ("restore", "--from", str(site.root / "extracted"))
+    command = ("restore", "--from", str(site.root / "extracted"), "--yes")
     killed = killer.run(site, *command, fault=Fault("pass restore pass end #1"))
     assert killed.status == -9
     assert (site.data / ".vl-borg-hooks" / "incoming").exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts.fakes import FakeClient, FakeHost, with_client
+from tests.parts.fakes import FakeClient, FakeHost, held, with_client
 from tests.support import make_backup, make_copy, make_data, make_part, make_restore
 from vl_borg_hooks.plugin.checks import Check
 from vl_borg_hooks.plugin.context import Backup, Restore
@@ -43,7 +43,8 @@ def limits(
     free: int,
 ) -> Check:
     with_client(monkeypatch, FakeClient(flags))
-    return checks(backup, free=free)[LIMITS]
+    with held(Path(backup.data_directory)):
+        return checks(backup, free=free)[LIMITS]
 
 
 def size(path: Path) -> int:

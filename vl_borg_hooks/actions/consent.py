@@ -7,6 +7,7 @@ from datetime import datetime
 
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Target
+from vl_borg_hooks.stop_window.found import answering
 from vl_borg_hooks.victorialogs import stored
 from vl_borg_hooks.victorialogs.swap import holds_data
 
@@ -54,9 +55,8 @@ def ask(target: Target, statement: str, *, yes: bool) -> None:
 
 
 def _rows_there(target: Target) -> str:
-    client = target.client
     try:
-        if client and client.is_healthy():
+        if client := answering(target):
             return f"{client.stored_rows():,} rows are served"
         rows = sum(stored.rows_by_day(target.host, target.data_directory).values())
     except OperatorError:

@@ -12,7 +12,7 @@ from vl_borg_hooks.plugin.context import Backup, Restore, Target
 from vl_borg_hooks.runs.records import Expected
 from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.stop_window import proof
-from vl_borg_hooks.stop_window.found import find_state, refuse_other_server
+from vl_borg_hooks.stop_window.found import answering, find_state, refuse_other_server
 from vl_borg_hooks.system.hosts import Host, Owner
 from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import rsync
@@ -164,8 +164,8 @@ def limits_of(target: Target, expected: Expected) -> str:
     Raises OperatorError if nothing would be left, or if a healthy server does not say. A stopped
     server is asked after the start, and a broken one too: it is a reason to restore.
     """
-    client = target.client
-    if client is None or target.found is ServiceState.STOPPED or not client.is_healthy():
+    client = answering(target)
+    if client is None:
         return "what VictoriaLogs keeps is not known before it was started"
     found = limits.read(client, target.host, target.data_directory)
     dropped = proof.dropped_by(found, expected)

@@ -9,6 +9,7 @@ from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin import hookimpl
 from vl_borg_hooks.plugin.checks import Check, check
 from vl_borg_hooks.plugin.context import Backup, Restore, Target
+from vl_borg_hooks.stop_window.found import answering
 from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import changes, flags
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
@@ -103,7 +104,8 @@ def _room_to_restore(restore: Restore) -> str:
 def _min_free(target: Target) -> int:
     """Return below how many free bytes VictoriaLogs takes no logs: its default if it can't be asked."""
     try:
-        value = target.client.flag("storage.minFreeDiskSpaceBytes") if target.client else ""
+        client = answering(target)
+        value = client.flag("storage.minFreeDiskSpaceBytes") if client else ""
     except OperatorError:
         value = ""
     return flags.size(value) if value else MIN_FREE_BYTES
