@@ -633,17 +633,12 @@ def test_staging_that_has_become_too_small(site: Site, killer: Killer, disk: Sma
 
 
 @pytest.mark.real_victorialogs
-@pytest.mark.parametrize(
-    ("flag", "sees"),
-    [
-        ("storage.minFreeDiskSpaceBytes=1000TB", ("takes no logs below 1000.0 TB", "free")),
-        ("retention.maxDiskUsagePercent=1", ("% full", "drops its oldest logs at 1 %")),
-    ],
-)
 def test_a_copy_that_would_push_victorialogs_over_its_own_limits(
-    site: Site, killer: Killer, flag: str, sees: tuple[str, ...]
+    site: Site, killer: Killer
 ) -> None:
-    row = Row(f"the server's own {flag}", (*sees, "VictoriaLogs is running"), "as it was")
+    flag = "storage.minFreeDiskSpaceBytes=1000TB"
+    sees = ("takes no logs below 1000.0 TB", "free", "VictoriaLogs is running")
+    row = Row(f"the server's own {flag}", sees, "as it was")
     site.install()
     site.server.ingest(OLD)
     site.hooks("before-create")

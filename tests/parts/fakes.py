@@ -332,7 +332,7 @@ def installed(
     instances = []
     for name in names:
         data = directory / f"{name}-data"
-        (data / "partitions").mkdir(parents=True)
+        (data / "partitions").mkdir(parents=True, exist_ok=True)
         (data / "flock.lock").touch()
         hooks.services[name] = FakeService(data)
         staging = directory / f"{name}-staging"

@@ -21,7 +21,7 @@ def replaced(target: Target, rows: int | None, copy: str, *, discard: bool) -> s
     if not holds_data(host, data):
         return ""
     days = stored.days(host, data)
-    which = f"days {days[0]} to {days[-1]}" if days else "it"
+    which = f"days {days[0]} to {days[-1]}" if len(days) > 1 else f"day {days[0]}" if days else "it"
     then = "removed after the proof" if discard else "kept until you remove it"
     coming = "an unknown number" if rows is None else f"{rows:,}"
     return (
