@@ -196,8 +196,6 @@ class Copied:
     linked: bool = False
     # The last published copy, if it was looked at: what has not changed is not read again.
     last_published: LastPublished | None = field(default=None, repr=False)
-    # When all of the copy was last compared with the data, in seconds since 1970; 0 for never.
-    compared: float = 0
 
 
 @dataclass(frozen=True)
