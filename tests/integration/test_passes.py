@@ -21,14 +21,16 @@ from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.staging.manifest import Manifest
 from vl_borg_hooks.staging.verify import verify
 from vl_borg_hooks.steps import passes, publish
-from vl_borg_hooks.transfer import PassResult, rsync
+from vl_borg_hooks.transfer import PassResult, reflink, rsync
 from vl_borg_hooks.victorialogs import changes
 
 TABLE = "partitions/20261122/datadb"
 
 
 @pytest.fixture
-def backup(tmp_path: Path) -> Backup:
+def backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backup:
+    # Also on a machine whose /tmp has reflinks.
+    monkeypatch.setattr(reflink, "is_possible", lambda source, directory: False)
     data = make_data(tmp_path / "data")
     backup = make_backup(tmp_path, data_path=str(data))
     backup.staging.create()

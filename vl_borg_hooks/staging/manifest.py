@@ -70,7 +70,7 @@ class Manifest(BaseModel):
     downtime_seconds: float | None
     # When the last changes were copied: see `final_pass` in the config.
     final_pass: Literal["frozen", "stopped"]
-    # Whether the staging copy shared files with the data, as hard links on one filesystem.
+    # Whether the staging copy may have shared files with the data, as hard links on one filesystem.
     linked: bool
     inventory_sha256: str
 

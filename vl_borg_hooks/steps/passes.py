@@ -15,10 +15,10 @@ from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.staging.last_published import LastPublished
 from vl_borg_hooks.stop_window.window import refuse_second_stop, stop_window
 from vl_borg_hooks.system.local import LocalHost
-from vl_borg_hooks.transfer import PassResult, rsync
+from vl_borg_hooks.transfer import PassResult, reflink, rsync
 from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import changes, freeze, lock
-from vl_borg_hooks.victorialogs.layout import NOT_COPIED, PARTITIONS
+from vl_borg_hooks.victorialogs.layout import LOCK_FILE, NOT_COPIED, PARTITIONS
 from vl_borg_hooks.victorialogs.parts import is_part, partition_of
 from vl_borg_hooks.victorialogs.swap import Swap, refuse_planted
 
@@ -52,6 +52,12 @@ class Passes:
         self._last = LastPublished.of(
             backup.staging, backup.last_manifest, backup.records.directory
         )
+        # How the copy shares its bytes with the data: as reflinks if the filesystem has them, between
+        # the subvolumes of one btrfs too, else as hard links.
+        self._reflinks = backup.host.local_path("/") is not None and reflink.is_possible(
+            f"{backup.data_directory}/{LOCK_FILE}", str(backup.staging.data)
+        )
+        self._hard_links = backup.on_one_filesystem and not self._reflinks
         # Whether there is a copy already, but nothing is known of its content: then a pass reads it.
         self._is_unknown = self._last is None and (backup.staging.data / PARTITIONS).is_dir()
         # Whether the last copy is still as it was published, so that only what is new has to be
@@ -76,6 +82,10 @@ class Passes:
         """Make the copy of a VictoriaLogs that was found stopped, while we hold its lock."""
         self._look_at_copy()
         with stop_window(hooks, self._backup):
+            backup = self._backup
+            now = changes.read(backup.host, backup.data_directory)
+            here = self._listed_here() or changes.NOTHING
+            self._share(backup.data_directory, changes.delta(here, now).copied)
             return self._copied(None, self._final_pass())
 
     def copy_around_stop(self, hooks: Hooks) -> Copied:
@@ -188,7 +198,9 @@ class Passes:
     def warm_pass(self) -> PassResult:
         """Copy the data while VictoriaLogs runs; merges may remove files meanwhile."""
         backup = self._backup
-        linked, now, here = backup.on_one_filesystem, self.listing, self._listed_here()
+        linked, now, here = self._hard_links, self.listing, self._listed_here()
+        if here is None and self._reflinks:
+            here = changes.NOTHING
         if here is None or now is None:
             return self._warm(linked=linked)
         new = changes.delta(here, now)
@@ -199,14 +211,14 @@ class Passes:
             # Tables without parts too: their directories must exist, even without a parts.json.
             empty = [path for path, table in now.tables.items() if not table.parts]
             return self._warm_only([*new.copied, *empty], linked=linked)
-        if not linked:
+        if not (linked or self._reflinks):
             return self._warm()
         # rsync needs most of its time to look for files to link to. So that is done first, and only
         # for what is new; then comes a pass over everything, which should find no more to copy.
-        done = self._warm_only(new.copied, linked=True)
+        done = self._warm_only(new.copied, linked=linked)
         everything = self._warm()
         done = everything.after(done)
-        if everything.bytes > MUCH_COPIED_BYTES:
+        if linked and everything.bytes > MUCH_COPIED_BYTES:
             # A merge has ended in between. This pass replaces the copies by links.
             done = self._warm(linked=True).after(done)
         return done
@@ -239,8 +251,20 @@ class Passes:
     def _warm_only(self, paths: Sequence[str], *, linked: bool) -> PassResult:
         return self._warm(only=paths, linked=linked) if paths else PassResult(0, 0, 0)
 
+    def _share(self, source: str, paths: Sequence[str]) -> None:
+        """Make reflinks of `paths` in `source`, if they can be made; rsync then finds them there."""
+        if not self._reflinks:
+            return
+        try:
+            reflink.share(source, str(self._backup.staging.data), paths)
+        except OSError as error:
+            self._backup.reporter.warn(f"what is new is copied: no reflinks: {error.strerror}")
+            self._reflinks = False
+
     def _warm(self, *, only: Sequence[str] | None = None, linked: bool = False) -> PassResult:
         backup = self._backup
+        if only is not None:
+            self._share(backup.data_directory, only)
         result = rsync.copy(
             (backup.host, backup.data_directory),
             (LocalHost(), str(backup.staging.data)),
@@ -262,6 +286,8 @@ class Passes:
         """Copy what has changed; it can't change any more, so a file that vanishes is an error."""
         backup = self._backup
         source = self._frozen if self._is_frozen else backup.data_directory
+        if self._delta:
+            self._share(source, self._delta.copied)
         result = rsync.copy(
             (backup.host, source),
             (LocalHost(), str(backup.staging.data)),
@@ -270,7 +296,7 @@ class Passes:
             exclude=NOT_COPIED,
             only=self._delta.copied if self._delta else None,
             checksum=self._is_unknown,
-            linked_to=source if backup.on_one_filesystem else "",
+            linked_to=source if self._hard_links else "",
             timeout=backup.remaining_downtime(),
         )
         for path in self._delta.removed if self._delta else ():

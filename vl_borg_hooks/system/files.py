@@ -112,6 +112,13 @@ def private_directory(path: Path, *, holds: frozenset[str] = frozenset()) -> Non
         )
 
 
+def nearest_device(path: Path) -> int:
+    """Return the filesystem that `path` is on, or will be on when it is made."""
+    while not path.exists():
+        path = path.parent
+    return path.stat().st_dev
+
+
 def private(path: str, flags: int) -> int:
     """Open for `open(..., opener=private)`: a new file is for us only, and a link is not followed."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -57,6 +57,9 @@ class Listing:
         return frozenset(path.split("/")[1] for path in self.tables)
 
 
+NOTHING = Listing({}, frozenset())
+
+
 @dataclass(frozen=True)
 class Delta:
     """What has to change in a copy that is complete for one listing, for a later listing."""
