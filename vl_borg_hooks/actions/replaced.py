@@ -16,7 +16,7 @@ from vl_borg_hooks.stop_window import proof
 from vl_borg_hooks.stop_window.recovery import recover
 from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import stored
-from vl_borg_hooks.victorialogs.swap import Kept, Swap, kept_data
+from vl_borg_hooks.victorialogs.swap import Kept, Swap, kept_data, refuse_planted
 
 if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance, LoadedConfig
@@ -65,6 +65,7 @@ def discard_replaced(loaded: LoadedConfig, instances: Sequence[Instance], *, dry
                 for kept in kept_data(target.host, target.data_directory):
                     target.reporter.say(f"would remove {_described(target, kept)}")
                 continue
+            refuse_planted(target.host, target.data_directory)
             # It may need what is kept.
             recover(setting.hooks, target)
             for kept in kept_data(target.host, target.data_directory):
@@ -86,6 +87,7 @@ def _wanted(target: Target, *, start: bool, discard: bool) -> Exchange:
     """Return the exchange with the data that is kept; raises OperatorError if it can't be made."""
     target.host.check()
     target.service.check()
+    refuse_planted(target.host, target.data_directory)
     ready.found_by_service(target)
     kept = _the_kept(target)
     expected = _expected(target, kept)

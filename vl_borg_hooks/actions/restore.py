@@ -110,7 +110,8 @@ def _copies_by_instance(
 
 
 def _restore_one(hooks: Hooks, target: Restore, *, yes: bool, dry_run: bool) -> None:
-    _verify(target)
+    # What is put in place on this machine is read there.
+    _verify(target, quick=not dry_run and target.host.local_path("/") is not None)
     if dry_run:
         require(target, hooks.restore_checks(target))
         if statement := _replaced(target):
@@ -133,14 +134,14 @@ def _restore_one(hooks: Hooks, target: Restore, *, yes: bool, dry_run: bool) -> 
     hooks.after_restore(target, None)
 
 
-def _verify(target: Restore) -> None:
+def _verify(target: Restore, *, quick: bool) -> None:
     """Verify the copy and set its manifest; raises InvalidCopy if it is not sound.
 
     It may share files with what is outside, as an extraction of a staging copy together with the
     data does: what is put in place has files of its own, and is compared with the inventory again.
     """
     target.reporter.say(f"verifying {target.copy.path}")
-    target.manifest = verify(target.copy, linked=True).raise_problems()
+    target.manifest = verify(target.copy, linked=True, quick=quick).raise_problems()
 
 
 def _replaced(target: Restore) -> str:

@@ -18,7 +18,7 @@ from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import rsync
 from vl_borg_hooks.victorialogs import limits
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
-from vl_borg_hooks.victorialogs.swap import kept_data
+from vl_borg_hooks.victorialogs.swap import kept_data, refuse_planted
 
 
 @hookimpl
@@ -31,6 +31,7 @@ def backup_checks(backup: Backup) -> Iterator[Check]:
         return
     data_path = check("data path", lambda: _data_path(backup))
     yield data_path
+    yield check("working directory", lambda: _working_directory(backup))
     service = check("service manager", lambda: _service(backup))
     yield service
     yield check("url", lambda: _url(backup))
@@ -53,6 +54,7 @@ def restore_checks(restore: Restore) -> Iterator[Check]:
     yield state
     url = check("url", lambda: _url(restore))
     yield url
+    yield check("working directory", lambda: _working_directory(restore))
     yield check("owner", lambda: _owner(restore))
     yield check("replaced data", lambda: _nothing_kept(restore))
     if state.ok and url.ok:
@@ -84,6 +86,11 @@ def _data_path(backup: Backup) -> str:
             hint="data_path should be what -storageDataPath of VictoriaLogs says",
         )
     return f"{backup.instance.data_path} is a VictoriaLogs data directory"
+
+
+def _working_directory(target: Target) -> str:
+    refuse_planted(target.host, target.data_directory)
+    return f"{target.working_directory} is ours, or not there"
 
 
 def _service(target: Target) -> str:
