@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -42,9 +41,9 @@ def days_ago(days: int) -> str:
     return (datetime.now(timezone.utc) - timedelta(days=days)).strftime("%Y-%m-%d")
 
 
-def backed_up(site: Site, flags: tuple[str, ...] = (), **options: Any) -> Site:
+def backed_up(site: Site) -> Site:
     """Install `site` with 100 rows in an extracted copy, and 11 more in the server."""
-    site.install(flags, **options)
+    site.install()
     site.server.ingest(rows(100, "2026-01-02"))
     site.hooks("before-create")
     shutil.copytree(site.staging.path, extracted(site))
@@ -338,9 +337,11 @@ def test_a_copy_that_is_all_expired_is_not_restored_and_what_was_there_comes_bac
 def test_metrics_behind_a_key_are_asked_for_before_anything_is_placed(site: Site) -> None:
     key = site.root / "key"
     key.write_text("m & m\n")
-    backed_up(site, (f"-metricsAuthKey=file://{key}",), auth_keys={"metrics": {"file": str(key)}})
+    backed_up(site)
+    change_flags(site, f"-metricsAuthKey=file://{key}")
+    site.stop()
+    site.start()
     before = starts(site)
-    site.write_config()
     refused = restore(site, "--yes", check=False)
     assert "/metrics answered with HTTP Error 401" in refused.stderr
     assert "auth_keys: metrics:" in refused.stderr

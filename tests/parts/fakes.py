@@ -56,7 +56,10 @@ class Clock:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Have the modules that wait for VictoriaLogs use this clock."""
-        for module in ("stop_window.window", "stop_window.found", "system.local", "plugin.context"):
+        for module in (
+            *("stop_window.window", "stop_window.found", "stop_window.proof", "system.local"),
+            "plugin.context",
+        ):
             monkeypatch.setattr(f"vl_borg_hooks.{module}.time", self)
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts.fakes import FakeClient, FakeService, with_client
+from tests.parts.fakes import Clock, FakeClient, FakeService, with_client
 from tests.support import make_backup, make_data, said
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.runs.records import Expected
-from vl_borg_hooks.stop_window.proof import prove
+from vl_borg_hooks.stop_window.proof import DELETION_SECONDS, prove
 from vl_borg_hooks.victorialogs import flags
 from vl_borg_hooks.victorialogs.flags import KeptDays
 
@@ -22,7 +22,14 @@ EXPECTED = Expected(dict.fromkeys(DAYS, 21), 1_000_000)
 
 
 @pytest.fixture
-def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Target]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    made.install(monkeypatch)
+    return made
+
+
+@pytest.fixture
+def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Iterator[Target]:
     """A server on three days, with 21 rows each, which keeps what is after `retentionPeriod`."""
     data = make_data(tmp_path / "data", days=DAYS)
     monkeypatch.setattr(flags, "kept_days", lambda value, _: KeptDays(value, "20261130"))
@@ -144,6 +151,18 @@ def test_without_url_the_oldest_days_may_be_past_a_retention_that_is_not_known(
         remove_day(target, day)
     with pytest.raises(OperatorError, match="has deleted all of the copy"):
         prove(target, EXPECTED)
+
+
+@pytest.mark.parametrize("left", ["[]", "[", '["18A0000000000001"]'])
+def test_without_url_a_day_that_is_just_being_deleted_is_waited_for(
+    target: Target, clock: Clock, left: str
+) -> None:
+    parts = Path(target.data_directory, "partitions", DAYS[0], "datadb/parts.json")
+    parts.write_text(left)
+    clock.after(DELETION_SECONDS / 2, lambda: remove_day(target, DAYS[0]))
+    with said() as lines:
+        prove(target, EXPECTED)
+    assert any("has deleted 1 of 3 partitions, the oldest" in line for line in lines)
 
 
 @pytest.mark.parametrize("url", [True, False])

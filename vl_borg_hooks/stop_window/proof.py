@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.runs.records import Expected
@@ -9,6 +11,10 @@ from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import limits, lock, stored
 from vl_borg_hooks.victorialogs.http import Client
 from vl_borg_hooks.victorialogs.limits import Limits
+
+# How long VictoriaLogs may take to delete a day that is too old, of which it has begun to delete files.
+DELETION_SECONDS = 10
+POLL_SECONDS = 0.05
 
 
 def prove(target: Target, expected: Expected) -> None:
@@ -83,7 +89,7 @@ def _prove_on_disk(target: Target, expected: Expected) -> None:
     """Count what is on the disk. The oldest days may be missing: a retention is not known."""
     if not expected.rows:
         return
-    there = stored.rows_by_day(target.host, target.data_directory)
+    there = _settled(target, expected)
     # A server that could not use the data has ended by now, after it had the lock for a moment.
     _refuse_other_data(target)
     days = sorted(expected.rows)
@@ -110,6 +116,28 @@ def _prove_on_disk(target: Target, expected: Expected) -> None:
         f"{sum(expected.rows[day] for day in days[dropped:])} of them expected; without url: in the "
         "config it can't be asked"
     )
+
+
+def _settled(target: Target, expected: Expected) -> dict[str, int]:
+    """Return the rows on the disk, when no day of `expected` is incomplete, or not any more soon.
+
+    A day that VictoriaLogs deletes as too old loses its files one after another.
+    """
+    deadline = time.monotonic() + DELETION_SECONDS
+    while True:
+        last = time.monotonic() >= deadline
+        try:
+            there = stored.rows_by_day(target.host, target.data_directory)
+        except OperatorError:
+            if last:
+                raise
+        else:
+            complete = all(
+                there[day] >= expected.rows[day] for day in there if day in expected.rows
+            )
+            if complete or expected.deletions or last:
+                return there
+        time.sleep(POLL_SECONDS)
 
 
 def _say_deletions(target: Target, expected: Expected) -> None:
