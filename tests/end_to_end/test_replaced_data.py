@@ -402,3 +402,20 @@ def test_an_extraction_with_the_data_beside_the_staging_copy_is_restored(site: S
     inodes = {path.stat().st_ino for path in linked}
     served = (site.data / "partitions").glob("*/datadb/*/timestamps.bin")
     assert not inodes & {path.stat().st_ino for path in served}
+
+
+def test_the_oldest_days_that_are_too_much_for_the_servers_limit_undo_nothing(site: Site) -> None:
+    site.install()
+    days = ["2026-01-02", "2026-01-03", "2026-01-04", "2026-01-05"]
+    site.server.ingest([row for day in days for row in rows(10, day)])
+    site.hooks("before-create")
+    shutil.copytree(site.staging.path, extracted(site))
+    change_flags(site, "-retention.maxDiskSpaceUsageBytes=1.5e3")
+    site.stop()
+    site.start()
+    done = restore(site, "--yes")
+    assert "but VictoriaLogs keeps 1.5 kB" in done.stderr
+    assert "it will drop the oldest days" in done.stderr
+    assert "restored: 40 rows" in done.stderr
+    wait_until(lambda: site.server.count() < 40, 10, "VictoriaLogs drops the oldest days")
+    assert site.server.count("host:old _time:2026-01-05") == 10

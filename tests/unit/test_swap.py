@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
@@ -244,6 +245,21 @@ def test_what_somebody_else_keeps_there_is_kept_too(tmp_path: Path, name: str) -
     assert path.exists()
     (kept,) = kept_data(LocalHost(), str(data))
     assert (kept.path, kept.since) == (str(path.parent), None)
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_what_is_removed_is_either_whole_or_not_offered_any_more(tmp_path: Path, step: int) -> None:
+    data, names = prepared(tmp_path, "the usual")
+    kept = keep_replaced(data, names)
+    whole = tree(Path(kept.path))
+    with contextlib.suppress(Killed):
+        Swap(DyingHost(step, after=False), str(data)).discard(kept)
+    found = kept_data(LocalHost(), str(data))
+    assert found in ([], [kept])
+    assert not found or tree(Path(kept.path)) == whole
+    Swap(LocalHost(), str(data)).discard_leftovers()
+    assert kept_data(LocalHost(), str(data)) == found
+    assert bool(found) is (data / WORKING_DIRECTORY).exists()
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])

@@ -70,9 +70,8 @@ def discard_replaced(loaded: LoadedConfig, instances: Sequence[Instance], *, dry
             recover(setting.hooks, target)
             for kept in kept_data(target.host, target.data_directory):
                 said = _described(target, kept)
-                target.host.remove_tree(kept.path)
+                Swap(target.host, target.data_directory).discard(kept)
                 target.reporter.say(f"removed {said}")
-            Swap(target.host, target.data_directory).clean_up()
     for instance in instances:
         if instance.name not in [target.name for target in targets]:
             setting.target(instance).reporter.say("no replaced data is kept")

@@ -26,6 +26,7 @@ from vl_borg_hooks.victorialogs.layout import (
 INCOMING = "incoming"
 _REPLACED = "replaced"
 _KEPT = "kept"
+_DISCARDED = "discarded"
 _TIME = "%Y%m%dT%H%M%S.%fZ"
 
 
@@ -101,6 +102,13 @@ class Swap:
         path = self._new_kept()
         self._host.rename(directory, path)
         return path
+
+    def discard(self, kept: Kept) -> None:
+        """Remove data that was kept; if that is interrupted, half of it is not offered any more."""
+        discarded = f"{self._working}/{_DISCARDED}"
+        self._host.remove_tree(discarded)
+        self._host.rename(kept.path, discarded)
+        self.clean_up()
 
     def clean_up(self) -> None:
         """Remove our working directory with all that is left in it, except data that is kept."""
