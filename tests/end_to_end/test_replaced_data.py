@@ -95,7 +95,10 @@ def test_on_a_terminal_the_operator_is_asked(site: Site, answer: str, served: in
     try:
         os.write(terminal, f"{answer}\n".encode())
         done = subprocess.run(
-            command_line("--config", site.config, "restore", "--from", extracted(site)),
+            command_line(
+                *("--config", site.config, "--verbosity", "-1"),
+                *("restore", "--from", extracted(site)),
+            ),
             stdin=ours,
             capture_output=True,
             text=True,

@@ -496,6 +496,17 @@ def test_recovering_where_there_is_nothing_to_recover_changes_nothing(site: Lock
 # Restores that must not be.
 
 
+def test_a_restore_has_to_be_told_what_to_do(site: LockingSite) -> None:
+    before = tree(site.data)
+    assert "needs one of --from DIR, --rollback, --discard-replaced" in the_line(
+        site.command("restore", "--yes")
+    )
+    both = site.command("restore", "--rollback", "--from", site.root)
+    assert both.returncode == 2
+    assert "not allowed with argument" in both.stderr
+    assert tree(site.data) == before
+
+
 def no_copy(site: LockingSite, copy: StagingCopy) -> None:
     shutil.rmtree(copy.path)
     make_data(copy.path)

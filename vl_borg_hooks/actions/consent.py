@@ -43,13 +43,14 @@ def ask(target: Target, statement: str, *, yes: bool) -> None:
     """Go on only with the operator's word for `statement`: raises OperatorError without it."""
     if not statement:
         return
-    if not yes and not sys.stdin.isatty():
-        raise OperatorError(statement, hint="nothing was changed; to replace it, add --yes")
-    target.reporter.warn(statement)
     if yes:
+        target.reporter.warn(statement)
         return
-    # Not by input(), which asks on stdout: that is for results.
-    print("Replace it? [y/N] ", end="", file=sys.stderr, flush=True)
+    if not sys.stdin.isatty():
+        raise OperatorError(statement, hint="nothing was changed; to replace it, add --yes")
+    # Not by input(), which asks on stdout: that is for results. Nor by the log, which may be quiet.
+    question = f"{target.name}: {statement}\nReplace it? [y/N] "
+    print(question, end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise OperatorError("not restored, as you wish: nothing was changed")
 
