@@ -350,7 +350,14 @@ def test_metrics_behind_a_key_are_asked_for_before_anything_is_placed(site: Site
     assert "auth_keys: metrics:" in refused.stderr
     assert (site.server.count(), starts(site)) == (111, before)
     site.write_config(auth_keys={"metrics": {"file": str(key)}})
-    assert "serves 100 rows" in restore(site, "--yes").stderr
+    assert "serves 100 rows" in restore(site, "--yes", "--discard-replaced").stderr
+    # A stopped server could not be asked before: what is on its disk is the proof.
+    site.stop()
+    site.write_config()
+    done = restore(site, "--yes", "--start")
+    assert "what VictoriaLogs keeps is not known: " in done.stderr
+    assert "auth_keys: metrics:" in done.stderr
+    assert "has 100 rows on its disk, 100 of them expected" in done.stderr
 
 
 def test_rows_whose_deletion_was_not_finished_may_be_missing(site: Site) -> None:

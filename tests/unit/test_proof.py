@@ -120,6 +120,18 @@ def remove_day(target: Target, day: str) -> None:
     shutil.rmtree(Path(target.data_directory, "partitions", day))
 
 
+@pytest.mark.parametrize("flags", [None, {"retentionPeriod": "a while"}])
+def test_if_the_server_does_not_tell_its_limits_the_disk_is_the_proof(
+    target: Target, monkeypatch: pytest.MonkeyPatch, flags: dict[str, str] | None
+) -> None:
+    monkeypatch.undo()
+    with_client(monkeypatch, FakeClient(flags))
+    with said() as lines:
+        prove(target, EXPECTED)
+    assert any("what VictoriaLogs keeps is not known: " in line for line in lines)
+    assert any("has 63 rows on its disk, 63 of them expected" in line for line in lines)
+
+
 def test_without_url_the_disk_is_the_proof(target: Target) -> None:
     with said() as lines:
         prove(target, EXPECTED)

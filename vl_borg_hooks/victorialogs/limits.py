@@ -45,7 +45,7 @@ def read(client: Client, host: Host, data_directory: str) -> Limits:
     if days is None:
         raise OperatorError(
             f"{client.url}/metrics says -retentionPeriod={value}, which can't be understood",
-            hint="check that url is VictoriaLogs' address",
+            hint="check that url is VictoriaLogs' address; or stop VictoriaLogs first, and add --start",
         )
     return Limits(days, _bytes(client, host, data_directory))
 
