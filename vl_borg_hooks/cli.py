@@ -102,8 +102,10 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _recover(arguments: argparse.Namespace) -> int:
     from vl_borg_hooks.actions import recover
 
-    recover.recover_all(*_selected(arguments), wait=arguments.wait)
-    return 0
+    done = recover.recover_all(
+        *_selected(arguments), wait=arguments.wait, dry_run=arguments.dry_run
+    )
+    return 0 if done else 1
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -216,7 +218,9 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("path", type=Path, metavar="PATH")
     recover = add("recover", _recover, "finish what a killed run left; safe at any time")
     recover.add_argument(
-        "--wait", action="store_true", help="first wait until the current run has ended"
+        "--wait",
+        action="store_true",
+        help="wait until the current run has ended, and try until nothing is left to finish",
     )
     status = add("status", _status, "instances, their state and their staging copies")
     status.add_argument("--json", action="store_true", help="print JSON")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vl_borg_hooks import steps
-from vl_borg_hooks.errors import Busy, OperatorError, unexpected
+from vl_borg_hooks.errors import OperatorError, unexpected
 from vl_borg_hooks.plugin import manager
 from vl_borg_hooks.plugin.checks import Check
 from vl_borg_hooks.plugin.context import Additions, Backup, Restore, Target
@@ -33,34 +33,41 @@ class Setting:
 
     def target(self, instance: Instance) -> Target:
         """Return `instance` for a recovery or for `status`; raises ConfigError."""
-        return Target(self.loaded, instance, self._additions, self._records(instance))
+        return Target(self.loaded, instance, self._additions, self.records(instance))
 
     def backup(self, instance: Instance) -> Backup:
         """Return `instance` for a backup; raises ConfigError."""
-        return Backup(self.loaded, instance, self._additions, self._records(instance))
+        return Backup(self.loaded, instance, self._additions, self.records(instance))
 
     def restore(
         self, instance: Instance, copy: StagingCopy, manifest: Manifest, *, start: bool
     ) -> Restore:
         """Return `instance` for a restore of `copy`; raises ConfigError."""
-        records = self._records(instance)
+        records = self.records(instance)
         return Restore(
             *(self.loaded, instance, self._additions, records, copy, manifest),
             start_if_stopped=start,
         )
 
-    def _records(self, instance: Instance) -> RunRecords:
+    def records(self, instance: Instance) -> RunRecords:
+        """Return what runs have left of `instance`."""
         return RunRecords(self.loaded.config.state_directory, instance.name)
 
 
 @contextlib.contextmanager
 def exclusive(target: Target, command: str) -> Iterator[None]:
-    """Hold the run lock of `target`'s instance and keep its host connected; raises Busy."""
+    """Hold the run lock of `target`'s instance and keep its host connected; raises Busy.
+
+    If a recovery holds it, it is waited for as long as one try may take, and then it is our turn.
+    """
     try:
-        with target.records.run_lock(command), target.host.connected():
+        with (
+            target.records.run_lock(command, for_recovery=target.instance.longest_recovery),
+            target.host.connected(),
+        ):
             yield
-    except Busy as busy:
-        busy.instance = busy.instance or target.name
+    except OperatorError as error:
+        error.instance = error.instance or target.name
         raise
 
 

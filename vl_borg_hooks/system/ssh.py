@@ -114,7 +114,9 @@ class SshHost:
 
         If it can't be made, each command makes its own, or reports why it can't.
         """
-        with tempfile.TemporaryDirectory(prefix="vl-borg-hooks-") as directory:
+        with tempfile.TemporaryDirectory(
+            prefix="vl-borg-hooks-", ignore_cleanup_errors=True
+        ) as directory:
             path = f"{directory}/ssh"
             argv = [*self.transport(), "-M", "-N", "-S", path, "--", self._address]
             with processes.beside(argv, dies_with_us=True) as master:
