@@ -195,7 +195,7 @@ def test_another_run_on_one_instance_keeps_all_as_they_are(
 ) -> None:
     lock = RunRecords.run_lock
     monkeypatch.setattr(
-        RunRecords, "run_lock", lambda records, command: lock(records, command, wait=0)
+        RunRecords, "run_lock", lambda records, command, **_: lock(records, command, wait=0)
     )
     with place.records["b"].run_lock("restore"), pytest.raises(Busy) as caught:
         place.back_up()

@@ -36,7 +36,7 @@ def test_a_guard_that_ends_at_once_is_none_and_its_last_words_are_told(tmp_path:
     with pytest.raises(OperatorError, match="did not start: there is no password"):
         guard._start_process(python("raise SystemExit('there is no password')"), log)
     assert log.read_text() == "what an earlier guard said\nthere is no password\n"
-    with pytest.raises(OperatorError, match="did not start$"):
+    with pytest.raises(OperatorError, match="did not start; to see why"):
         guard._start_process(python("raise SystemExit(1)"), log)
 
 

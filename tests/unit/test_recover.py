@@ -106,11 +106,12 @@ def test_a_dry_run_starts_nothing_and_changes_nothing_and_says_what_it_would_do(
         assert place.recover(dry_run=True)
     assert tree(place.directory) == before
     assert place.services["a"].asked == []
-    assert lines == [
-        "a: a before-create was cut short: would start VictoriaLogs if it is not running; "
-        "now VICTORIALOGS IS DOWN",
-        "b: nothing to recover",
-    ]
+    would, nothing = lines
+    assert would.startswith(
+        "a: a before-create was cut short: would start VictoriaLogs if it is not"
+    )
+    assert would.endswith("; now VICTORIALOGS IS DOWN")
+    assert nothing == "b: nothing to recover"
 
 
 def test_a_dry_run_says_what_keeps_it_from_knowing(place: Place) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vl_borg_hooks.actions.run import Setting, exclusive, explained, require
-from vl_borg_hooks.errors import Busy, InvalidCopy, OperatorError
+from vl_borg_hooks.errors import Busy, InvalidCopy
 from vl_borg_hooks.plugin.context import Backup, Copied
 from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.runs.borgmatic import calling_process
@@ -103,16 +103,16 @@ def _withdraw(backups: Sequence[Backup]) -> None:
     Raises nothing, because the operator has to read the failure that came first.
     """
     for backup in backups:
-        with contextlib.suppress(OperatorError):
+        with contextlib.suppress(Exception):
             backup.staging.unpublish()
-        with contextlib.suppress(OperatorError):
+        with contextlib.suppress(Exception):
             backup.records.release_lease()
 
 
 def _report_failure(hooks: Hooks, outcome: _Outcome, error: BaseException) -> None:
     try:
         outcome.report(hooks, error)
-    except Exception as further:  # noqa: BLE001 - the first failure is what the operator reads
+    except BaseException as further:  # noqa: BLE001 - the first failure is what the operator reads
         outcome.backup.reporter.warn(f"a plugin's after_backup failed too: {further}")
 
 

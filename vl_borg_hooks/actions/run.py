@@ -13,7 +13,7 @@ from vl_borg_hooks.plugin.checks import Check
 from vl_borg_hooks.plugin.context import Additions, Backup, Restore, Target
 from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.runs.records import RunRecords
-from vl_borg_hooks.stop_window.found import describe_state
+from vl_borg_hooks.stop_window.found import DOWN, describe_state
 from vl_borg_hooks.system.signals import Interrupted
 
 if TYPE_CHECKING:
@@ -98,4 +98,16 @@ def require(target: Target, checks: Sequence[Check]) -> None:
 
 def _explain(target: Target, error: OperatorError) -> None:
     error.instance = error.instance or target.name
-    error.victorialogs = error.victorialogs or describe_state(target)
+    if error.victorialogs:
+        return
+    error.victorialogs = describe_state(target)
+    if error.victorialogs == DOWN:
+        error.hint = "; ".join(filter(None, (error.hint, f"run: {_to_start(target)}")))
+
+
+def _to_start(target: Target) -> str:
+    """Return what brings VictoriaLogs back: if data was being replaced, a start alone does not."""
+    with contextlib.suppress(OperatorError):
+        if not target.records.has_journal:
+            return target.service.start_command()
+    return "vl-borg-hooks recover"

@@ -115,7 +115,7 @@ def _is_ready(receiving: socket.socket) -> bool:
 def _appended(path: Path) -> IO[bytes]:
     """Open the log `path` to append to it; one that has become large begins again."""
     try:
-        file = open(path, "ab", opener=files.private)
+        file = open(path, "ab", opener=files.private)  # noqa: SIM115 - for the caller
         if file.tell() > LARGEST_LOG:
             file.truncate(0)
     except OSError as error:

@@ -27,7 +27,7 @@ def main(pipe: str, argv: list[str]) -> None:
     pairs = (entry.split(b"=", 1) for entry in content.split(b"\0") if entry)
     environment = {os.fsdecode(name): os.fsdecode(value) for name, value in pairs}
     # systemd waits for what is sent to this.
-    os.execve(argv[0], argv, {**environment, NOTIFY: os.environ[NOTIFY]})
+    os.execve(argv[0], argv, {**environment, NOTIFY: os.environ[NOTIFY]})  # noqa: S606 - our own
 
 
 if __name__ == "__main__":
