@@ -16,6 +16,7 @@ from vl_borg_hooks.errors import CommandFailed
 
 # sd_booted(3): systemd runs the system if, and only if, this directory exists.
 SYSTEMD_RUNS = Path("/run/systemd/system")
+CGROUP = Path("/proc/self/cgroup")
 # prctl(2) PR_SET_PDEATHSIG, from linux/prctl.h.
 PR_SET_PDEATHSIG = 1
 
@@ -64,6 +65,29 @@ def beside(
 def systemd_runs() -> bool:
     """Say whether we can have systemd run something: it runs the system, and we are root."""
     return SYSTEMD_RUNS.is_dir() and os.geteuid() == 0
+
+
+def our_service() -> str:
+    """Return the systemd service that we run in, empty if there is none."""
+    with contextlib.suppress(OSError):
+        for line in CGROUP.read_text(encoding="utf-8", errors="replace").splitlines():
+            # cgroups(7): the hierarchy that systemd manages is that of version 2, or this one.
+            _, controllers, path = line.split(":", 2)
+            services = [name for name in path.split("/") if name.endswith(".service")]
+            if controllers in ("", "name=systemd") and services:
+                return services[-1]
+    return ""
+
+
+def outside_our_service() -> list[str]:
+    """Return the call that runs a command outside of the systemd service that we run in.
+
+    systemd ends all that a service has left running when the service ends. Empty if we are in no
+    service, or can't have systemd run anything.
+    """
+    if not systemd_runs() or not our_service():
+        return []
+    return ["systemd-run", "--scope", "--quiet", "--collect", "--"]
 
 
 def make_idle(pid: int) -> None:

@@ -166,6 +166,15 @@ class SshHost:
             )
         return completed
 
+    def run_starter(
+        self, argv: Sequence[str], *, timeout: float | None = None
+    ) -> commands.Completed:
+        """Run `argv` there: what it leaves running is in sshd's session, and not in our service."""
+        return self.run(argv, timeout=timeout)
+
+    def check_starter(self) -> None:
+        """Do nothing: see `run_starter`."""
+
     def has_command(self, name: str) -> bool:
         """Say whether a program called `name`, or at that path, can be run there."""
         # The login shell's own: POSIX has `command -v` in every shell.
