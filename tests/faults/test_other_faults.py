@@ -339,13 +339,15 @@ def test_a_start_that_always_fails(site: Site, killer: Killer) -> None:
         ("VICTORIALOGS IS DOWN", "systemctl start", "exit-code"),
         "unpublished",
     )
-    counter = failing_starts(site, 1000, start_timeout=3)
+    counter = failing_starts(site, 100_000, start_timeout=3)
     row.judge_run(site, killer.run(site, "before-create"))
-    wait_until(lambda: not leftovers(site), 30, "the guard gives up")
-    assert not site.server.healthy()
+    # The guard tries too, but keeps neither a run nor an operator from it, and no backup is skipped.
+    killer.run(site, "before-create").failed_in_one_line("VICTORIALOGS IS DOWN")
     assert site.hooks("recover", check=False).returncode == 1
+    assert not site.server.healthy()
+    assert leftovers(site), "the guard has given up"
     counter.write_text("0")
-    site.hooks("recover")
+    wait_until(lambda: not leftovers(site), 60, "the guard has brought it back")
     row.judge_data(site)
 
 
