@@ -221,6 +221,15 @@ def test_a_missing_rsync_is_said_before_anything_is_touched(site: LockingSite) -
     assert site.server.pid == pid
 
 
+@pytest.mark.parametrize("command", ["before-create", "recover"])
+def test_a_missing_ssh_is_said_before_anything_is_touched(site: LockingSite, command: str) -> None:
+    site.configure(data_path=f"user@host:{site.data}", ssh_command=["no-such-ssh"])
+    said = the_line(site.command(command))
+    assert said.startswith("vl-borg-hooks: default: the command no-such-ssh ")
+    assert "install no-such-ssh or correct PATH" in said
+    assert not site.staging.path.exists()
+
+
 @pytest.mark.parametrize(
     ("cause", "expected"),
     [(staging_open, "can be written by others"), (staging_is_a_file, "/staging: File exists")],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,9 @@ from tests.parts.fakes import Clock, FakeHooks, FakeService, installed
 from tests.support import said, tree
 from vl_borg_hooks.actions import recover as action
 from vl_borg_hooks.actions.recover import recover_all
+from vl_borg_hooks.actions.run import Setting
 from vl_borg_hooks.cli import main
-from vl_borg_hooks.config import LoadedConfig
+from vl_borg_hooks.config import Instance, LoadedConfig
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.runs.records import Journal, RunRecords
 from vl_borg_hooks.stop_window import guard
@@ -130,23 +131,24 @@ def test_without_waiting_a_run_that_is_on_is_left_alone(place: Place) -> None:
     assert any("a: another run holds this instance" in line for line in lines)
 
 
-def test_a_guard_tries_until_nothing_is_owed_with_a_growing_pause(place: Place) -> None:
+def test_a_guard_tries_until_nothing_is_owed_with_a_growing_pause(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place.killed("a")
     service = place.services["a"]
-    starts: list[float] = []
     pauses: list[float] = []
-    place.hooks.doing["start_service a"] = lambda: starts.append(place.clock.now)
-    slept = place.clock.sleep
+    pause = action._pause
 
-    def sleep(seconds: float) -> None:
-        if seconds >= action.FIRST_PAUSE_SECONDS:
+    def pausing(setting: Setting, owed: Sequence[Instance], seconds: float) -> None:
+        # The run lock is free: a new run takes it, and recovers itself.
+        with place.records["a"].run_lock("before-create", wait=0):
+            began = place.clock.now
+        pause(setting, owed, seconds)
+        if owed:
+            assert place.clock.now - began >= seconds
             pauses.append(seconds)
-            # The run lock is free: a new run takes it, and recovers itself.
-            with place.records["a"].run_lock("before-create", wait=0):
-                pass
-        slept(seconds)
 
-    place.clock.sleep = sleep  # type: ignore[method-assign]
+    monkeypatch.setattr(action, "_pause", pausing)
     # Longer than start_timeout: several tries fail.
     service.refusals = ["exit status 2"] * 20
     with said() as lines:
@@ -168,10 +170,12 @@ def test_a_guard_ends_if_another_run_has_recovered(place: Place) -> None:
             place.services["a"].live()
             place.records["a"].clear_journal()
 
-    place.clock.after(3.5, new_run)
+    # In its third pause.
+    place.clock.after(13, new_run)
     assert place.recover(wait=True)
-    assert place.services["a"].asked[-1] == "start"
     assert len(place.services["a"].refusals) > 900
+    # At once, and not at the end of that pause.
+    assert place.clock.now <= 1013 + 1
 
 
 def test_a_guard_goes_on_if_the_service_manager_cannot_be_reached(place: Place) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Between two tries of a guard. In this time a new run can take the run lock, and recovers itself.
 FIRST_PAUSE_SECONDS = 1
 LONGEST_PAUSE_SECONDS = 30
+PAUSE_POLL_SECONDS = 1
 
 
 def recover_all(
@@ -47,10 +48,9 @@ def recover_all(
     while left:
         failed = [instance for instance in left if not _try(setting, instance, do, said)]
         left = [instance for instance in failed if again and _is_owed(setting, instance)]
-        all_done = all_done and len(left) == len(failed)
-        if left:
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        all_done = all_done and left == failed
+        _pause(setting, left, pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
     return all_done
 
 
@@ -107,6 +107,13 @@ def _is_owed(setting: Setting, instance: Instance) -> bool:
         return setting.records(instance).has_journal
     except OperatorError:
         return True
+
+
+def _pause(setting: Setting, owed: Sequence[Instance], seconds: float) -> None:
+    """Wait `seconds`, or until another run has finished all that is owed."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(_is_owed(setting, instance) for instance in owed):
+        time.sleep(PAUSE_POLL_SECONDS)
 
 
 def _say_what_is_left(hooks: Hooks, target: Target) -> None:
