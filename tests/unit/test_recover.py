@@ -218,6 +218,7 @@ def test_a_guard_reports_only_if_it_has_all_that_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready: list[bool] = []
+    monkeypatch.setattr(guard, "is_guard", lambda: True)
     monkeypatch.setattr(guard, "on_guard", lambda: ready.append(True))
     auth = {"username": "me", "password_environment": "VL_TEST_PASSWORD"}
     _, loaded = installed(monkeypatch, tmp_path, url="http://127.0.0.1:1", http_auth=auth)

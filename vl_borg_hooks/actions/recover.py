@@ -41,7 +41,7 @@ def recover_all(
     setting = _setting(loaded)
     do = _say_what_is_left if dry_run else partial(_recover, wait=wait)
     again = wait and not dry_run
-    if again:
+    if again and guard.is_guard():
         _be_on_guard(setting, instances)
     said: dict[str, str] = {}
     all_done, pause, left = True, FIRST_PAUSE_SECONDS, list(instances)
@@ -67,7 +67,7 @@ def _setting(loaded: LoadedConfig) -> Setting:
 
 
 def _be_on_guard(setting: Setting, instances: Sequence[Instance]) -> None:
-    """Report that we wait; raises OperatorError if something is missing that we will need."""
+    """Report to the run that we wait; raises OperatorError if we lack something that we will need."""
     log.add_time_in_a_file()
     for instance in instances:
         # Asked for its password too, which may come from the environment.

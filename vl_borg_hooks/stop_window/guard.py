@@ -61,11 +61,14 @@ def arm(target: Target) -> None:
     _start_process(argv, directory / "guard.log")
 
 
+def is_guard() -> bool:
+    """Say whether somebody waits for us to be on guard."""
+    return launch.NOTIFY in os.environ
+
+
 def on_guard() -> None:
     """Report to the run that started this guard that the guard waits from now on."""
-    address = os.environ.get(launch.NOTIFY)
-    if not address:
-        return
+    address = os.environ[launch.NOTIFY]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sending:
         try:
             sending.sendto(_READY, _socket_address(address))
