@@ -123,7 +123,7 @@ def test_a_server_that_would_end_with_the_service_of_borgmatic_is_not_stopped(
     done = site.systemd.run_as_service(argv, site.environment)
     assert done.returncode == 1
     assert "what is started would end with run-" in done.stderr
-    assert "set KillMode=process in run-" in done.stderr
+    assert "use systemd-run, or have a unit of its own run VictoriaLogs" in done.stderr
     assert site.server.pid == before
     assert site.is_running
 

@@ -53,7 +53,8 @@ def back_up(loaded: LoadedConfig, instances: Sequence[Instance], *, dry_run: boo
         for backup in backups:
             stack.enter_context(exclusive(backup, "before-create"))
         for backup in backups:
-            _refuse_leased(backup, holder)
+            with explained(backup):
+                _refuse_leased(backup, holder)
         if dry_run:
             _look(setting.hooks, backups)
         else:
@@ -142,9 +143,7 @@ def _refuse_leased(backup: Backup, holder: Holder) -> None:
     """Raise Busy if another running borgmatic still archives the staging copy."""
     lease = backup.records.lease_holder()
     if lease and lease.pid != holder.pid:
-        busy = Busy(
+        raise Busy(
             f"the staging copy {backup.staging.path} is still being archived by {lease}",
             hint="wait until it has ended",
         )
-        busy.instance = backup.name
-        raise busy

@@ -60,15 +60,15 @@ def exclusive(target: Target, command: str) -> Iterator[None]:
 
     If a recovery holds it, it is waited for as long as one try may take, and then it is our turn.
     """
-    try:
-        with (
-            target.records.run_lock(command, for_recovery=target.instance.longest_recovery),
-            target.host.connected(),
-        ):
-            yield
-    except OperatorError as error:
-        error.instance = error.instance or target.name
-        raise
+    with contextlib.ExitStack() as stack:
+        try:
+            for_recovery = target.instance.longest_recovery
+            stack.enter_context(target.records.run_lock(command, for_recovery=for_recovery))
+            stack.enter_context(target.host.connected())
+        except OperatorError as error:
+            error.instance = error.instance or target.name
+            raise
+        yield
 
 
 @contextlib.contextmanager

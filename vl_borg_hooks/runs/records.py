@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vl_borg_hooks.errors import Busy, InvalidCopy, OperatorError
 from vl_borg_hooks.system import files, processes
+from vl_borg_hooks.system.log import logger
 
 LARGEST_STATE_FILE = 1 << 20
 POLL_SECONDS = 0.05
@@ -170,6 +171,7 @@ class RunRecords:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             return
         began = time.monotonic()
+        told = False
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,6 +185,9 @@ class RunRecords:
                             f"another run holds this instance: {holder or 'unknown'}",
                             hint="wait until it has ended",
                         ) from None
+                    if not told:
+                        logger.info("waiting for %s, which brings VictoriaLogs back", holder)
+                        told = True
                     if waited >= for_recovery:
                         # Not Busy: what it tries to bring back is not backed up until that is done.
                         raise OperatorError(

@@ -80,7 +80,7 @@ class LocalHost:
             service = processes.our_service()
             raise CommandFailed(
                 f"what is started would end with {service}: {error.what}",
-                hint=f"set KillMode=process in {service}",
+                hint=f"let {service} use systemd-run, or have a unit of its own run VictoriaLogs",
             ) from None
 
     def has_command(self, name: str) -> bool:
