@@ -205,6 +205,23 @@ def test_what_a_guard_cannot_bring_back_in_its_watch_is_owed(place: Place) -> No
     assert place.records["a"].journal() is None
 
 
+def test_a_lease_that_makes_no_sense_keeps_nothing_down_and_is_left_to_the_operator(
+    place: Place,
+) -> None:
+    place.killed("a")
+    lease = place.records["a"].directory / "lease.json"
+    lease.write_text("{}")
+    service = place.services["a"]
+    # The stop that the killed run had asked for takes effect late.
+    service.live()
+    place.clock.after(2, service.die)
+    with said() as lines:
+        assert place.recover()
+    assert service.running
+    assert lease.exists()
+    assert any("lease.json: is not a lease; make sure" in line for line in lines)
+
+
 def test_a_failure_that_leaves_nothing_owed_ends_the_guard(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

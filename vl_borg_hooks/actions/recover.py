@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vl_borg_hooks.actions.run import Setting, explained
-from vl_borg_hooks.errors import Busy, OperatorError, unexpected
+from vl_borg_hooks.errors import Busy, InvalidCopy, OperatorError, unexpected
 from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.runs.records import RECOVERY, Journal
@@ -151,11 +151,20 @@ def _recover(hooks: Hooks, target: Target, *, wait: bool) -> None:
         elif journal is not None and journal.found_running:
             seconds = window.stop_may_come(target)
         recover(hooks, target)
-        if records.lease_holder() is None:
-            records.release_lease()
+        _drop_lease(target)
     # Without the run lock: a new backup does not have to wait for us.
     with explained(target):
         window.watch(hooks, target, seconds, partial(_alone, hooks, target))
+
+
+def _drop_lease(target: Target) -> None:
+    """Drop the lease of a borgmatic that has ended."""
+    try:
+        if target.records.lease_holder() is None:
+            target.records.release_lease()
+    except InvalidCopy as error:
+        # The next backup refuses it. VictoriaLogs has to be watched all the same.
+        target.reporter.warn(str(error))
 
 
 @contextlib.contextmanager

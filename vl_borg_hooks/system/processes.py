@@ -87,7 +87,8 @@ def outside_our_service() -> list[str]:
     """
     if not systemd_runs() or not our_service():
         return []
-    return ["systemd-run", "--scope", "--quiet", "--collect", "--"]
+    described = "--description=started by vl-borg-hooks"
+    return ["systemd-run", "--scope", "--quiet", "--collect", described, "--"]
 
 
 def make_idle(pid: int) -> None:
