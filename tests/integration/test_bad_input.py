@@ -276,7 +276,9 @@ def test_a_server_that_does_not_come_back_is_the_loudest_error_there_is(site: Lo
     # The guard goes on trying, and an operator finds what it has to say.
     log = site.root / "state/default/guard.log"
     wait_until(lambda: "VICTORIALOGS IS DOWN" in log.read_text(), 30, "the guard's own failure")
-    assert re.search(r"^vl-borg-hooks: \d{4}-\d\d-\d\d .*out of luck", log.read_text(), re.MULTILINE)
+    assert re.search(
+        r"^vl-borg-hooks: \d{4}-\d\d-\d\d .*out of luck", log.read_text(), re.MULTILINE
+    )
     # Once it can be started, the next run does that by itself.
     command(site)
     site.configure(start_timeout=60)
