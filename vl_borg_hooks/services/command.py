@@ -41,13 +41,14 @@ class Command(ServiceManager):
         return f"command {shlex.join(self._options.start)}"
 
     def check(self) -> None:
-        """Raise CommandFailed if the program of one of the three commands is missing."""
+        """Raise CommandFailed if a program is missing, or if what is started would end with us."""
         for argv in (self._options.stop, self._options.start, self._options.status):
             if not self._host.has_command(argv[0]):
                 raise CommandFailed(
                     f"the command {argv[0]} was not found on {self._host.name}",
                     hint=f"install {argv[0]} or correct service: command:",
                 )
+        self._host.check_starter()
 
     def state(self) -> ServiceState:
         """Return what the status command's exit status says."""
@@ -69,7 +70,7 @@ class Command(ServiceManager):
     def start(self) -> None:
         """Run the start command, unless VictoriaLogs runs already."""
         if self.state() is ServiceState.STOPPED:
-            self._host.run(self._options.start, timeout=self._options.timeout)
+            self._host.run_starter(self._options.start, timeout=self._options.timeout)
 
     def start_command(self) -> str:
         """Return the start command."""

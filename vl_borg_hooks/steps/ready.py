@@ -50,6 +50,7 @@ def restore_checks(restore: Restore) -> Iterator[Check]:
     yield from _tools(restore, reachable=host.ok)
     if not host.ok:
         return
+    yield check("service manager", lambda: _service(restore))
     state = check("VictoriaLogs", lambda: found_by_service(restore))
     yield state
     url = check("url", lambda: _url(restore))

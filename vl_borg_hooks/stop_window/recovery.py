@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.errors import OperatorError, unexpected
 from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.runs.records import Expected, Journal
+from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.stop_window import proof, window
+from vl_borg_hooks.stop_window.found import DOWN
 from vl_borg_hooks.system.hosts import Host
 from vl_borg_hooks.victorialogs import lock, stored
 from vl_borg_hooks.victorialogs.swap import INCOMING, Swap, holds_data
@@ -26,17 +28,17 @@ def recover(hooks: Hooks, target: Target, *, undo: bool = False) -> bool:
     if journal is None:
         Swap(target.host, target.data_directory).discard_leftovers()
         return False
+    # What is owed: a failure from here on tells if VictoriaLogs is down.
+    target.found = ServiceState.RUNNING if journal.found_running else ServiceState.STOPPED
     target.reporter.warn(f"a {journal.command} was cut short: bringing VictoriaLogs back")
     if journal.replaced is not None:
         if not undo and _is_proved(hooks, target, journal):
             target.reporter.say("the restored data is served and stays")
             target.host.sync(target.data_directory)
+            _note_settled(target, journal)
         else:
             _undo(target, journal)
-        # From here on the data stays as it is. A second undo would remove what a server makes from
-        # now on, as if the restore had made it.
         journal = replace(journal, replaced=None)
-        target.records.note(journal)
     if journal.found_running:
         window.bring_back(hooks, target)
     else:
@@ -88,18 +90,41 @@ def _is_proved(hooks: Hooks, target: Target, journal: Journal) -> bool:
 
 def _undo(target: Target, journal: Journal) -> None:
     """Bring back what was there before the restore, with VictoriaLogs stopped."""
-    swap = swap_of(target, journal)
     window.stop_again(target)
     with window.locked(target):
         try:
-            swap.undo()
-        except OperatorError as error:
-            error.victorialogs = (
-                f"VICTORIALOGS IS DOWN: the data that was there before is in {swap.replaced}, or in "
-                "its place"
-            )
-            error.hint = "correct that, then run: vl-borg-hooks recover"
-            raise
+            swap_of(target, journal).undo()
+        except Exception as error:
+            raise _not_undone(error, target, journal) from error
+        _note_settled(target, journal)
+
+
+def _note_settled(target: Target, journal: Journal) -> None:
+    """Note that the data stays as it is.
+
+    A second undo would remove what a server makes from here on, as if the restore had made it.
+    """
+    try:
+        target.records.note(replace(journal, replaced=None))
+    except OperatorError as error:
+        # A full disk takes no new file, but it can always let go of one.
+        target.reporter.warn(f"going on without a journal: {error}")
+        target.records.clear_journal()
+
+
+def _not_undone(error: Exception, target: Target, journal: Journal) -> OperatorError:
+    """Return the failure of an undo: a server that starts now could start on half of the data."""
+    failure = error if isinstance(error, OperatorError) else unexpected(error)
+    failure.what = (
+        f"the data that a {journal.command} replaced could not be brought back: {failure.what}"
+    )
+    state = DOWN if journal.found_running else "VictoriaLogs is stopped"
+    failure.victorialogs = (
+        f"{state}, and must not be started on this data; what was there before is in "
+        f"{swap_of(target, journal).replaced}, or in its place"
+    )
+    failure.hint = f"{failure.hint or 'correct that'}, then run: vl-borg-hooks recover"
+    return failure
 
 
 def _has_taken_rows(host: Host, directory: str, expected: Expected) -> bool:

@@ -12,6 +12,7 @@ from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.runs.records import Journal
 from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.stop_window import guard
+from vl_borg_hooks.stop_window.found import DOWN
 from vl_borg_hooks.system import signals
 from vl_borg_hooks.victorialogs import lock
 
@@ -85,7 +86,7 @@ def _announced(hooks: Hooks, target: Target) -> Iterator[None]:
     except BaseException:
         try:
             hooks.after_start(target)
-        except Exception as error:  # noqa: BLE001 - it must not hide that VictoriaLogs may be down
+        except BaseException as error:  # noqa: BLE001 - it must not hide that VictoriaLogs may be down
             target.reporter.warn(f"a plugin's after_start failed too: {error}")
         raise
     hooks.after_start(target)
@@ -105,7 +106,7 @@ def _bring_back_after(hooks: Hooks, target: Target, failed: BaseException | None
         if target.stop.is_open:
             # A stop command that failed or was interrupted may still take effect.
             watch(hooks, target, WATCH_SECONDS)
-    except StartFailed as failure:
+    except OperatorError as failure:
         if failed:
             failure.what = f"{failed}; and then {failure.what}"
         raise
@@ -248,15 +249,15 @@ def becomes_healthy(hooks: Hooks, target: Target, deadline: float, complaints: l
 
 def _start_failed(target: Target, complaints: list[str]) -> StartFailed:
     said = complaints[-1:]
-    with contextlib.suppress(OperatorError):
+    with contextlib.suppress(Exception):
         said += [target.service.last_words()]
     why = "".join(f": {words}" for words in said if words)
     failure = StartFailed(
         f"VictoriaLogs did not come back within {target.instance.start_timeout:g} seconds{why}",
         hint=f"run: {target.service.start_command()}",
     )
-    failure.victorialogs = "VICTORIALOGS IS DOWN"
-    with contextlib.suppress(OperatorError):
+    failure.victorialogs = DOWN
+    with contextlib.suppress(Exception):
         if lock.is_held(target.host, target.data_directory):
             failure.victorialogs = "VictoriaLogs runs, but is not healthy"
     return failure

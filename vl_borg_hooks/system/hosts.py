@@ -76,6 +76,12 @@ class Host(Protocol):
     ) -> Completed:
         """Run `argv` there; raises CommandFailed."""
 
+    def run_starter(self, argv: Sequence[str], *, timeout: float | None = None) -> Completed:
+        """Run `argv` there, which starts something that has to outlive us; raises CommandFailed."""
+
+    def check_starter(self) -> None:
+        """Raise OperatorError if what `run_starter` starts would end with us."""
+
     def has_command(self, name: str) -> bool:
         """Say whether a program called `name`, or at that path, can be run there."""
 

@@ -114,7 +114,9 @@ class SshHost:
 
         If it can't be made, each command makes its own, or reports why it can't.
         """
-        with tempfile.TemporaryDirectory(prefix="vl-borg-hooks-") as directory:
+        with tempfile.TemporaryDirectory(
+            prefix="vl-borg-hooks-", ignore_cleanup_errors=True
+        ) as directory:
             path = f"{directory}/ssh"
             argv = [*self.transport(), "-M", "-N", "-S", path, "--", self._address]
             with processes.beside(argv, dies_with_us=True) as master:
@@ -163,6 +165,15 @@ class SshHost:
                 f"{shlex.join(argv)} failed on {self.destination}: {completed.last_line}"
             )
         return completed
+
+    def run_starter(
+        self, argv: Sequence[str], *, timeout: float | None = None
+    ) -> commands.Completed:
+        """Run `argv` there: what it leaves running is in sshd's session, and not in our service."""
+        return self.run(argv, timeout=timeout)
+
+    def check_starter(self) -> None:
+        """Do nothing: see `run_starter`."""
 
     def has_command(self, name: str) -> bool:
         """Say whether a program called `name`, or at that path, can be run there."""
