@@ -359,7 +359,7 @@ def test_a_copy_of_data_that_was_damaged_is_not_published(site: LockingSite) -> 
     part = next((site.data / "partitions/20261121/datadb").glob("18A*"))
     os.truncate(part / "index.bin", 1)
     said = the_line(site.command("before-create"))
-    assert "the data is damaged: " in said
+    assert "the staging copy is not consistent: " in said
     assert f"{part.relative_to(site.data)}/index.bin: is not as it was when" in said
     assert not site.published
     assert site.server.running
