@@ -51,6 +51,9 @@ class Tree(Protocol):
     def modified(self, path: str) -> int:
         """Return when `path` was last modified: nanoseconds since 1970."""
 
+    def is_directory(self, path: str) -> bool:
+        """Say whether `path` is a directory, or a link to one."""
+
     def content(self, path: str) -> bytes:
         """Return the content of file `path`."""
 
@@ -109,6 +112,16 @@ class Host(Protocol):
         Raises FileLocked if another process still holds it by then, OperatorError if it can't be
         locked at all, or if the lock was lost before the end of the block.
         """
+
+    def flock_holder(self, path: str) -> int | None:
+        """Return the process that holds flock(2) on file `path`; None if no process does.
+
+        0 for a process that can't be named. The lock is not taken, if all locks can be seen:
+        a process that tries to take it at the same time is not disturbed.
+        """
+
+    def identity(self, path: str) -> tuple[int, int] | None:
+        """Return device and inode of `path`, or of what it links to; None if it can't be seen."""
 
     def link_files(self, root: str, paths: Sequence[str], target: str) -> None:
         """Make hard links to `paths`, relative to `root`, at the same places in `target`.
