@@ -56,7 +56,8 @@ class Clock:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Have the modules that wait for VictoriaLogs use this clock."""
-        for module in ("stop_window.window", "stop_window.found", "system.local", "plugin.context"):
+        stop_window = ("stop_window.window", "stop_window.found", "stop_window.beforehand")
+        for module in (*stop_window, "system.local", "plugin.context"):
             monkeypatch.setattr(f"vl_borg_hooks.{module}.time", self)
 
 
@@ -272,6 +273,16 @@ class FakeClient(Client):
         # None for a server that does not answer.
         self.flags = flags
         self._version = version
+
+    def require_healthy(self) -> None:
+        if self.flags is None:
+            raise OperatorError(f"{self.url}/health did not answer")
+
+    def stored_rows(self) -> int:
+        return 0
+
+    def attached_days(self) -> set[str]:
+        raise OperatorError(f"{self.url}/internal/partition/list answered with 401")
 
     def flag(self, name: str) -> str:
         if self.flags is None:

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -73,12 +73,13 @@ class Journal:
 
     `command` began it; `found_running` says whether VictoriaLogs was running then; `replaced` are the
     names of what a restore replaces in the data directory, None before it begins to replace and after
-    it has proved the result.
+    it has proved the result. `detached` are the days that have to be detached after the start.
     """
 
     command: str
     found_running: bool
     replaced: list[str] | None = None
+    detached: list[str] = field(default_factory=list)
 
 
 class RunRecords:
@@ -180,6 +181,26 @@ class RunRecords:
     def clear_journal(self) -> None:
         """Remove the journal: VictoriaLogs is as it was found, and nothing is left to finish."""
         files.remove(self._journal)
+
+    def note_asked_to_stop(self, server: int, seconds: float) -> None:
+        """Note that process `server` was asked to stop, which may take `seconds`.
+
+        Outlives the journal: the next run may come before that stop.
+        """
+        content = json.dumps({"server": server, "until": time.time() + seconds})
+        files.write_atomically(self._asked_to_stop, content.encode())
+
+    def asked_to_stop(self) -> int | None:
+        """Return the process that a run has asked to stop and that may still do so, or None."""
+        try:
+            noted = json.loads(self._asked_to_stop.read_bytes())
+            return int(noted["server"]) if time.time() < noted["until"] else None
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return None
+
+    @property
+    def _asked_to_stop(self) -> Path:
+        return self.directory / "asked-to-stop.json"
 
     @property
     def _lease(self) -> Path:

@@ -7,7 +7,7 @@ import shlex
 from pydantic import BaseModel, ConfigDict, Field
 
 from vl_borg_hooks import config
-from vl_borg_hooks.errors import CommandFailed
+from vl_borg_hooks.errors import CommandFailed, OperatorError
 from vl_borg_hooks.services import ServiceManager, ServiceState
 from vl_borg_hooks.system.hosts import Host
 
@@ -67,8 +67,13 @@ class Command(ServiceManager):
         self._host.run(self._options.stop, timeout=self._options.timeout)
 
     def start(self) -> None:
-        """Run the start command, unless VictoriaLogs runs already."""
-        if self.state() is ServiceState.STOPPED:
+        """Run the start command, unless the status command says that VictoriaLogs runs already."""
+        try:
+            runs = self.state() is ServiceState.RUNNING
+        except OperatorError:
+            # It can't tell. To start what runs is an error at most; not to start it is worse.
+            runs = False
+        if not runs:
             self._host.run(self._options.start, timeout=self._options.timeout)
 
     def start_command(self) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.plugin import hookimpl
 from vl_borg_hooks.plugin.context import Restore
@@ -102,7 +100,6 @@ def _exchange(hooks: Hooks, restore: Restore) -> None:
     try:
         if found_running:
             with window.stop_window(hooks, restore, settle=False):
-                _wait_stopped(restore)
                 _swap(restore)
         else:
             guard.arm(restore)
@@ -135,12 +132,3 @@ def _swap(restore: Restore) -> None:
     found_running = restore.found is ServiceState.RUNNING
     restore.records.note(Journal(restore.command, found_running, replaced))
     Swap(restore.host, restore.data_directory, replaced).do()
-
-
-def _wait_stopped(restore: Restore) -> None:
-    """Wait for the service manager too: if the data was lost, the lock file was lost too."""
-    deadline = time.monotonic() + restore.instance.stop_timeout
-    while restore.service.state() is not ServiceState.STOPPED:
-        if time.monotonic() >= deadline:
-            raise OperatorError(f"{restore.service.description} did not stop in time")
-        time.sleep(window.POLL_SECONDS)

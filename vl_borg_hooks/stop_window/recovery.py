@@ -19,6 +19,7 @@ def recover(hooks: Hooks, target: Target) -> bool:
         Swap(target.host, target.data_directory).discard_leftovers()
         return False
     swap = Swap(target.host, target.data_directory, journal.replaced or ())
+    target.detached = journal.detached
     target.reporter.warn(f"a {journal.command} was cut short: bringing VictoriaLogs back")
     if journal.replaced is not None:
         window.stop_again(target)

@@ -51,10 +51,10 @@ def look(host: Host, data_directory: str) -> Tree:
 def days(tree: Tree) -> set[str]:
     """Return the days that a server which starts on `tree` attaches; raises OperatorError."""
     try:
-        names = [name for name in tree.names(PARTITIONS) if _is_day(name)]
+        names = [name for name in _present(tree, PARTITIONS) if _is_day(name)]
+        return {name for name in names if _present(tree, f"{PARTITIONS}/{name}")}
     except OSError as error:
-        raise OperatorError(f"could not list the partitions: {error}") from None
-    return {name for name in names if any(_present(tree, f"{PARTITIONS}/{name}"))}
+        raise OperatorError(f"could not look through the partitions: {error}") from None
 
 
 def obstacles(tree: Tree, version: str) -> set[str]:
@@ -74,7 +74,7 @@ def _obstacles(tree: Tree, is_lenient: bool) -> Iterator[str]:
     tasks = _read(tree, DELETE_TASKS)
     if tasks is not None and not isinstance(tasks, list):
         yield f"{DELETE_TASKS}: is not a JSON list"
-    for name in tree.names(PARTITIONS):
+    for name in _present(tree, PARTITIONS):
         path = f"{PARTITIONS}/{name}"
         if REMOVAL_NAME in name or (is_lenient and name.startswith(".")):
             continue
