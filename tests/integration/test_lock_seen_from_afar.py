@@ -71,7 +71,9 @@ def test_the_holder_is_found_where_stat_gives_another_device(
 
 
 @pytest.mark.parametrize("held", [True, False])
-def test_a_lock_that_is_held_outside_of_our_container_is_held(tmp_path: Path, *, held: bool) -> None:
+def test_a_lock_that_is_held_outside_of_our_container_is_held(
+    tmp_path: Path, *, held: bool
+) -> None:
     """There the kernel does not list it."""
     data = tmp_path / "data"
     data.mkdir()

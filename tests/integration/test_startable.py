@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,7 @@ def rewrite(path: Path, content: str) -> None:
 
 
 def a_part(table: Path) -> Path:
-    return table / json.loads((table / "parts.json").read_text())[0]
+    return table / str(json.loads((table / "parts.json").read_text())[0])
 
 
 def half_a_day(partitions: Path) -> None:
@@ -96,9 +95,8 @@ HARMLESS: dict[str, Callable[[Path], object]] = {
         a_part(p / DAY / "datadb"), p / DAY / "datadb" / "0000000000000000"
     ),
     "stray file in a day": lambda p: (p / DAY / "notes.txt").touch(),
-    "linked day": lambda p: (
-        shutil.copytree(p / DAY, p.parent / "elsewhere"),
-        os.symlink(p.parent / "elsewhere", p / "20260105"),
+    "linked day": lambda p: (p / "20260105").symlink_to(
+        shutil.copytree(p / DAY, p.parent / "elsewhere")
     ),
 }
 

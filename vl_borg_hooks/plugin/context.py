@@ -58,6 +58,8 @@ class Stop:
     is_open: bool = False
     # Whether VictoriaLogs did not stop in time: it may stop at any moment.
     is_late: bool = False
+    # What was not clean about it, as the service manager says: rows may have been lost.
+    unclean: str = ""
     # Whether `url` answered while VictoriaLogs was stopped: it is another server's.
     url_is_anothers: bool = False
 

@@ -9,6 +9,9 @@ from typing import TypeAlias
 
 from vl_borg_hooks.system.hosts import Host, Owner
 
+# How long the answer to how VictoriaLogs ended may take: it is waited for in the stop window.
+ENDED_SECONDS = 0.5
+
 
 class ServiceState(Enum):
     """What the service manager says of VictoriaLogs."""
@@ -52,6 +55,14 @@ class ServiceManager(ABC):
     def last_words(self) -> str:
         """Return the manager's last message about VictoriaLogs, one line, for a failed start."""
         return ""
+
+    def ask_how_it_ended(self) -> Callable[[], str] | None:
+        """Begin to ask how the VictoriaLogs that has just stopped ended; None if nobody can tell.
+
+        What is returned waits for the answer, and returns what was not clean about the stop, or
+        nothing. Both are called in the stop window: this must not wait for anything.
+        """
+        return None
 
     def owner(self) -> Owner | None:
         """Return the user that VictoriaLogs runs as, None if the manager does not know."""

@@ -55,6 +55,7 @@ def publish_copy(backup: Backup, copied: Copied) -> Manifest:
         final_pass=copied.final_pass,
         linked=copied.linked,
         inventory_sha256=totals.sha256,
+        unclean_stop=backup.stop.unclean,
     )
     staging.publish(manifest)
     notes.keep(backup.records.directory, totals.sha256, copied.compared)

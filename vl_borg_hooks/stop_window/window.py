@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.errors import OperatorError, printable
 from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.runs.records import Journal
@@ -64,7 +64,7 @@ def stop_window(hooks: Hooks, target: Target, *, settle: bool = True) -> Iterato
                 hooks.stop_service(target)
             if server is None:
                 _wait_for_service(target)
-            with locked(target):
+            with locked(target), _learning_how_it_ended(target):
                 _refuse_url_of_another(target)
                 yield
         except BaseException as error:
@@ -128,6 +128,29 @@ def _wait_for_service(target: Target) -> None:
         if time.monotonic() >= deadline:
             raise OperatorError(f"{target.service.description} did not stop in time")
         time.sleep(POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def _learning_how_it_ended(target: Target) -> Iterator[None]:
+    """Ask the service manager beside the block how VictoriaLogs ended, and warn if not cleanly.
+
+    The lock shows only that it has ended. An open request, such as a live tail, can make it give up
+    what it has in memory. What can't be found out is not an error.
+    """
+    answer: Callable[[], str] | None = None
+    with contextlib.suppress(OperatorError, OSError):
+        answer = target.service.ask_how_it_ended()
+    try:
+        yield
+    finally:
+        if answer:
+            with contextlib.suppress(OperatorError, OSError):
+                target.stop.unclean = printable(answer())
+        if target.stop.unclean:
+            target.reporter.warn(
+                f"VictoriaLogs did not stop cleanly ({target.stop.unclean}): rows that it had taken "
+                "in and not yet written may be lost; see what its log says about the stop"
+            )
 
 
 def _refuse_url_of_another(target: Target) -> None:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.system.commands import Completed
+from vl_borg_hooks.system.processes import Beside
 
 
 class FileLocked(OperatorError):
@@ -78,6 +79,9 @@ class Host(Protocol):
         self, argv: Sequence[str], *, ok: Collection[int] = (0,), timeout: float | None = None
     ) -> Completed:
         """Run `argv` there; raises CommandFailed."""
+
+    def begin(self, argv: Sequence[str]) -> Beside:
+        """Begin to run `argv` there, with its three streams as pipes; raises OSError."""
 
     def has_command(self, name: str) -> bool:
         """Say whether a program called `name`, or at that path, can be run there."""

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import final
 
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.system import commands, flocks
+from vl_borg_hooks.system import commands, flocks, processes
 from vl_borg_hooks.system.hosts import FileLocked, Owner
+from vl_borg_hooks.system.processes import Beside
 
 # How often a lock is tried: nothing reports that it is free, and VictoriaLogs waits meanwhile.
 LOCK_POLL_SECONDS = 0.0005
@@ -67,6 +68,10 @@ class LocalHost:
     ) -> commands.Completed:
         """Run `argv`; raises CommandFailed."""
         return commands.run(argv, ok=ok, timeout=timeout)
+
+    def begin(self, argv: Sequence[str]) -> Beside:
+        """Begin to run `argv`, with its three streams as pipes; raises OSError."""
+        return processes.beside(argv, talks=True)
 
     def has_command(self, name: str) -> bool:
         """Say whether a program called `name`, or at that path, can be run."""

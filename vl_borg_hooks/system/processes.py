@@ -8,9 +8,13 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TypeAlias
 
 # prctl(2) PR_SET_PDEATHSIG, from linux/prctl.h.
 PR_SET_PDEATHSIG = 1
+
+# A process that runs beside us.
+Beside: TypeAlias = "subprocess.Popen[str]"
 
 
 def beside(
@@ -20,7 +24,7 @@ def beside(
     dies_with_us: bool = False,
     outlives_us: bool = False,
     environment: Mapping[str, str] | None = None,
-) -> subprocess.Popen[str]:
+) -> Beside:
     """Start `argv` to run beside us; with `talks`, its three streams are pipes, else nothing.
 
     `dies_with_us` makes the kernel end it if we are killed; only for while we have no other thread.
@@ -44,6 +48,16 @@ def beside(
         start_new_session=outlives_us,
         preexec_fn=die_with_parent() if dies_with_us else None,  # noqa: PLW1509 - see above
     )
+
+
+def output(process: Beside, seconds: float) -> str:
+    """Return what `process`, which `talks`, prints until it ends; nothing if it does not in time."""
+    with process:
+        try:
+            return process.communicate(timeout=seconds)[0]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return ""
 
 
 def make_idle(pid: int) -> None:

@@ -21,6 +21,7 @@ from typing import final
 from vl_borg_hooks.errors import CommandFailed, OperatorError
 from vl_borg_hooks.system import commands, flocks, processes
 from vl_borg_hooks.system.hosts import FileLocked, Owner
+from vl_borg_hooks.system.processes import Beside
 
 # ssh(1), "EXIT STATUS": 255 if ssh itself failed, else the status of the remote command.
 SSH_FAILED = 255
@@ -172,6 +173,10 @@ class SshHost:
                 f"{shlex.join(argv)} failed on {self.destination}: {completed.last_line}"
             )
         return completed
+
+    def begin(self, argv: Sequence[str]) -> Beside:
+        """Begin to run `argv` there, with its three streams as pipes; raises OSError."""
+        return processes.beside(self.argv(argv), talks=True)
 
     def has_command(self, name: str) -> bool:
         """Say whether a program called `name`, or at that path, can be run there."""

@@ -50,7 +50,9 @@ class Client:
         """Raise OperatorError, which says why, unless `GET /health` answers OK."""
         answer = self._request("/health").strip()
         if answer != "OK":
-            raise NotVictoriaLogs(f"{self.url}/health answered with {answer[:40]!r} and not with OK")
+            raise NotVictoriaLogs(
+                f"{self.url}/health answered with {answer[:40]!r} and not with OK"
+            )
 
     def flush(self) -> None:
         """Make the server gather the rows that it has just received; raises OperatorError.
