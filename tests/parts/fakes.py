@@ -77,6 +77,8 @@ class FakeService(ServiceManager):
         # What a stop does that is asked for; by default it takes effect at once.
         self.on_stop: Callable[[], object] = self.die
         self.words = ""
+        # What was not clean about its end.
+        self.end = ""
         if running:
             self.live()
 
@@ -120,6 +122,9 @@ class FakeService(ServiceManager):
 
     def last_words(self) -> str:
         return self.words
+
+    def ask_how_it_ended(self) -> Callable[[], str]:
+        return lambda: self.end
 
     def start_command(self) -> str:
         return "fakectl start"
@@ -272,17 +277,32 @@ class FakeClient(Client):
         super().__init__("http://127.0.0.1:1")
         # None for a server that does not answer.
         self.flags = flags
+        # None for a server that does not say which days it has attached.
+        self.days: set[str] | None = None
+        self.detached: list[str] = []
+        # Whether /health answers, when only that is asked.
+        self.serves = False
         self._version = version
 
     def require_healthy(self) -> None:
         if self.flags is None:
             raise OperatorError(f"{self.url}/health did not answer")
 
+    def is_healthy(self, seconds: float = 0) -> bool:
+        return self.serves
+
     def stored_rows(self) -> int:
+        if self.flags is None:
+            raise OperatorError(f"{self.url}/metrics did not answer")
         return 0
 
     def attached_days(self) -> set[str]:
-        raise OperatorError(f"{self.url}/internal/partition/list answered with 401")
+        if self.days is None:
+            raise OperatorError(f"{self.url}/internal/partition/list answered with 401")
+        return self.days
+
+    def detach(self, day: str) -> None:
+        self.detached.append(day)
 
     def flag(self, name: str) -> str:
         if self.flags is None:

@@ -198,6 +198,11 @@ class RunRecords:
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
 
+    def forget_asked_to_stop(self) -> None:
+        """Forget it: that process has stopped. In the stop window, so nothing is waited for."""
+        with contextlib.suppress(OSError):
+            self._asked_to_stop.unlink()
+
     @property
     def _asked_to_stop(self) -> Path:
         return self.directory / "asked-to-stop.json"

@@ -21,8 +21,8 @@ def publish_copy(backup: Backup, copied: Copied) -> Manifest:
     """Check the staging copy by VictoriaLogs' own metadata and publish it; raises InvalidCopy."""
     staging, last = backup.staging, copied.last_published
     # Parts that no parts.json lists: merged since the warm pass, or left by a killed server.
-    # VictoriaLogs removes such parts itself when it starts.
-    for stray in list(parts.stray_parts(staging.data)):
+    # VictoriaLogs removes such parts itself when it starts, and empty partitions.
+    for stray in [*parts.stray_parts(staging.data), *parts.empty_partitions(staging.data)]:
         LocalHost().remove_tree(str(stray))
     sizes: dict[str, int] = {}
     notes = Notes()

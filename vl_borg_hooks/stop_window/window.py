@@ -201,6 +201,7 @@ def locked(target: Target) -> Iterator[None]:
     try:
         with lock.hold(target.host, target.data_directory, wait=wait):
             target.stop.is_open = False
+            target.records.forget_asked_to_stop()
             yield
     except lock.LockHeld as error:
         target.stop.is_late = True
