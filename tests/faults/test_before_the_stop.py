@@ -89,6 +89,26 @@ def test_what_would_keep_it_from_starting_is_refused_before_the_stop(
     ready.hooks("before-create")
 
 
+@pytest.mark.parametrize("compared", ["all", "only what is new"])
+def test_what_the_server_skips_is_no_reason_to_refuse_and_not_copied(
+    ready: Site, killer: Killer, compared: str
+) -> None:
+    partitions = ready.data / "partitions"
+    (partitions / ".DS_Store").touch()
+    shutil.copytree(partitions / "20260102", partitions / ".trash")
+    (partitions / "lost+found").mkdir()
+    (partitions / "20260201").mkdir()
+    if compared == "all":
+        shutil.rmtree(ready.root / "state")
+    run = killer.run(ready, "before-create")
+    assert run.status == 0, run.stderr
+    assert sorted(path.name for path in (ready.staging.data / "partitions").iterdir()) == [
+        *("20260102", "20260103", "20260104"),
+    ]
+    assert copy_is_whole_or_unpublished(ready)
+    assert messages(ready.server.rows()) == messages(OLD)
+
+
 @pytest.mark.parametrize("policy", ["refuse", "detach"])
 def test_days_that_are_detached_are_not_served_again_by_a_backup(
     ready: Site, killer: Killer, policy: str
