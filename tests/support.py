@@ -22,7 +22,9 @@ from vl_borg_hooks.config import load
 from vl_borg_hooks.plugin.context import Backup, Restore
 from vl_borg_hooks.staging import verify
 from vl_borg_hooks.staging.copy import StagingCopy
+from vl_borg_hooks.staging.inventory import Totals
 from vl_borg_hooks.staging.manifest import Manifest
+from vl_borg_hooks.staging.walk import hashed, walk
 from vl_borg_hooks.system.log import logger
 
 # Whether the tests take the time to try all that they can: hours.
@@ -113,10 +115,12 @@ def make_data(data: Path, *, days: Sequence[str] = ("20261121", "20261122")) -> 
     return data
 
 
-def make_copy(path: Path, *, instance: str = "default") -> StagingCopy:
-    """Make a small published staging copy at `path`."""
+def make_copy(
+    path: Path, *, instance: str = "default", days: Sequence[str] = ("20261121", "20261122")
+) -> StagingCopy:
+    """Make a small published staging copy at `path`, with a partition for each of `days`."""
     copy = StagingCopy(path)
-    make_data(copy.data)
+    make_data(copy.data, days=days)
     (copy.data / "flock.lock").unlink()
     publish(copy, instance=instance)
     return copy
@@ -125,7 +129,7 @@ def make_copy(path: Path, *, instance: str = "default") -> StagingCopy:
 def publish(copy: StagingCopy, *, instance: str = "default") -> Manifest:
     """Publish `copy` as it is, whatever is wrong with it."""
     partitions = verify.partitions(copy.data, [])
-    totals = copy.write_inventory()
+    totals = write_inventory(copy)
     manifest = Manifest(
         instance=instance,
         created="2026-11-22T00:00:00+00:00",
@@ -145,6 +149,13 @@ def publish(copy: StagingCopy, *, instance: str = "default") -> Manifest:
     )
     copy.publish(manifest)
     return manifest
+
+
+def write_inventory(copy: StagingCopy, *, linked: bool = False) -> Totals:
+    """Put an inventory of `copy` as it is in place of the one that it has."""
+    totals = copy.write_inventory(hashed(copy.data, walk(copy.data, linked=linked), []))
+    copy.use_new_inventory()
+    return totals
 
 
 def make_backup(directory: Path, **instance: object) -> Backup:

@@ -93,7 +93,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from vl_borg_hooks.actions import verify
 
     status = 0
-    for report in verify.verify_all(arguments.path):
+    for report in verify.verify_all(arguments.path, quick=arguments.quick):
         print("\n".join(map(printable, verify.lines(report))))
         status = status if report.is_sound else 1
     return status
@@ -214,6 +214,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify = add("verify", _verify, "check a staging or extracted copy; needs no server, no config")
     verify.add_argument("path", type=Path, metavar="PATH")
+    verify.add_argument(
+        "--quick", action="store_true", help="names, sizes and metadata only: read no content"
+    )
     recover = add("recover", _recover, "finish what a killed run left; safe at any time")
     recover.add_argument(
         "--wait", action="store_true", help="first wait until the current run has ended"

@@ -134,6 +134,7 @@ class Instance(_Model):
     max_downtime: float = Field(default=300, gt=0)
     final_pass: Literal["auto", "frozen", "stopped"] = "auto"
     detached_days: Literal["refuse", "detach"] = "refuse"
+    reread_days: float = Field(default=30, gt=0)
     warm: WarmOptions = WarmOptions()
     restore: RestoreOptions = RestoreOptions()
 
@@ -142,6 +143,11 @@ class Instance(_Model):
         """The machine that the data path is on."""
         remote = _REMOTE.fullmatch(self.data_path)
         return SshHost(remote["host"], self.ssh_command) if remote else LocalHost()
+
+    @property
+    def reread_seconds(self) -> float:
+        """Within which time all of the staging copy is read again, in seconds."""
+        return self.reread_days * 24 * 3600
 
     @property
     def data_directory(self) -> str:

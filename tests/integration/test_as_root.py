@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.parts.disk import SmallDisk
-from tests.support import make_copy
+from tests.support import make_copy, write_inventory
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.runs.records import RunRecords
 from vl_borg_hooks.staging.verify import verify
@@ -37,8 +37,8 @@ def test_no_half_manifest_is_seen_when_the_disk_is_full(tmp_path: Path) -> None:
         assert not copy.manifest_path.exists()
         for number in range(1000):
             (copy.data / f"{number:0200}").touch()
-        with pytest.raises(OperatorError, match=r"could not write .*inventory.jsonl: No space"):
-            copy.write_inventory()
+        with pytest.raises(OperatorError, match=r"could not write .*inventory.jsonl.new: No space"):
+            write_inventory(copy)
         fill.unlink()
         copy.publish(manifest)
         assert copy.manifest() == manifest

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, final
 
 import pytest
+import xxhash
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -430,14 +431,15 @@ def forge(copy: StagingCopy) -> None:
         lines, count, size = [], 0, 0
         directories = [path for path in entries(copy.data) if kind(path) == stat.S_IFDIR]
         for directory in (copy.data, *directories):
-            sizes = {}
+            listed = {}
             for path in sorted(directory.iterdir()) if os.access(directory, os.R_OK) else ():
                 if kind(path) == stat.S_IFREG:
-                    sizes[path.name] = path.lstat().st_size
+                    content = path.read_bytes()
+                    listed[path.name] = len(content), xxhash.xxh3_128_hexdigest(content)
             relative = "" if directory == copy.data else str(directory.relative_to(copy.data))
-            lines.append(json.dumps([relative, sizes]).encode() + b"\n")
-            count += len(sizes)
-            size += sum(sizes.values())
+            lines.append(json.dumps([relative, listed]).encode() + b"\n")
+            count += len(listed)
+            size += sum(length for length, _ in listed.values())
         content = b"".join(lines)
         fields |= {"inventory_sha256": hashlib.sha256(content).hexdigest()}
         fields |= {"files": count, "bytes": size}

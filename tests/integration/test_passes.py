@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import make_backup, make_data, make_part, make_partition, tree
+from tests.parts.fakes import FakeHooks
+from tests.support import make_backup, make_data, make_part, make_partition, said, tree
+from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.plugin.context import Backup
-from vl_borg_hooks.steps import passes
-from vl_borg_hooks.transfer import PassResult, rsync
+from vl_borg_hooks.services import ServiceState
+from vl_borg_hooks.staging.manifest import Manifest
+from vl_borg_hooks.staging.verify import verify
+from vl_borg_hooks.steps import passes, publish
+from vl_borg_hooks.transfer import PassResult, reflink, rsync
 from vl_borg_hooks.victorialogs import changes
 
 TABLE = "partitions/20261122/datadb"
 
 
 @pytest.fixture
-def backup(tmp_path: Path) -> Backup:
+def backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backup:
+    # Also on a machine whose /tmp has reflinks.
+    monkeypatch.setattr(reflink, "is_possible", lambda source, directory: False)
     data = make_data(tmp_path / "data")
     backup = make_backup(tmp_path, data_path=str(data))
     backup.staging.create()
     return backup
 
 
-def warm_pass(backup: Backup, *, is_as_published: bool = False) -> tuple[PassResult, float]:
-    """One warm pass of a run of its own; returns also when all of the copy was compared, or 0."""
+def warm_pass(backup: Backup, *, is_as_published: bool = False) -> PassResult:
+    """One warm pass of a run of its own."""
     run = passes.Passes(backup)
     run.is_as_published = is_as_published
     run.listing = changes.read(backup.host, backup.data_directory)
-    return run.warm_pass(), run.compared
+    return run.warm_pass()
 
 
 def add_part(data: Path, name: str, *, rows: int = 50) -> None:
@@ -68,10 +77,10 @@ def test_a_first_pass_and_later_ones_make_links(backup: Backup) -> None:
     add_part(data, "18C0000000000001")
     make_partition(data / "partitions" / "20261123")
     shutil.rmtree(data / "partitions" / "20261121")
-    result, _ = warm_pass(backup)
+    result = warm_pass(backup)
     assert copies(backup) == []
     assert_equal(backup)
-    assert warm_pass(backup)[0].bytes == 0
+    assert warm_pass(backup).bytes == 0
     # Only the lists are copied: they are replaced one day.
     assert result.bytes < 1000
 
@@ -98,29 +107,26 @@ def test_only_what_is_new_is_copied_to_a_copy_that_is_as_it_was_published(
 ) -> None:
     data = Path(backup.data_directory)
     monkeypatch.setattr(Backup, "on_one_filesystem", linked)
-    _, compared = warm_pass(backup)
-    assert compared > 0
+    warm_pass(backup)
     known = backup.staging.data / TABLE / "18A0000000000000" / "index.bin"
     content = known.read_bytes()
     if not linked:
         # A mark by which a comparison would show.
-        known.write_bytes(bytes(reversed(content)))
+        known.write_bytes(content + b"more")
     add_part(data, "18C0000000000001")
     make_partition(data / "partitions" / "20261123")
     shutil.rmtree(data / "partitions" / "20261121")
     (data / "delete_tasks").write_text("new")
-    _, compared = warm_pass(backup, is_as_published=True)
-    assert compared == 0
+    warm_pass(backup, is_as_published=True)
     assert linked or known.read_bytes() != content
     known.write_bytes(content)
     assert_equal(backup)
     assert copies(backup) == [] or not linked
-    assert warm_pass(backup, is_as_published=True)[0].bytes < 100
+    assert warm_pass(backup, is_as_published=True).bytes < 100
 
 
-@pytest.mark.parametrize("deleted", [False, True])
 def test_what_is_written_between_a_listing_and_its_pass_comes_with_the_next_pass(
-    backup: Backup, monkeypatch: pytest.MonkeyPatch, deleted: bool
+    backup: Backup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = Path(backup.data_directory)
     (data / "delete_tasks.json").write_text("[1]")
@@ -128,9 +134,7 @@ def test_what_is_written_between_a_listing_and_its_pass_comes_with_the_next_pass
     monkeypatch.setattr(passes, "ENOUGH_BYTES", 0)
     add_part(data, "18C0000000000001")
     writes: list[Callable[[], object]] = [lambda: add_part(data, "18C0000000000002", rows=5)]
-    if deleted:
-        writes.append(lambda: (data / TABLE / "18A0000000000000" / "deleted_rows.bin").touch())
-        writes.append(lambda: (data / "delete_tasks.json").write_text("[]"))
+    writes.append(lambda: (data / "delete_tasks.json").write_text("[]"))
 
     class Busy(passes.Passes):
         def warm_pass(self) -> PassResult:
@@ -180,14 +184,6 @@ def test_parts_that_were_merged_make_room_first(
     assert left == [[]]
 
 
-def test_a_copy_is_compared_after_rows_were_deleted(backup: Backup) -> None:
-    _, before = warm_pass(backup)
-    (Path(backup.data_directory) / "delete_tasks.json").write_text("[]")
-    _, compared = warm_pass(backup, is_as_published=True)
-    assert compared > before
-    assert_equal(backup)
-
-
 def test_what_a_merge_made_between_two_passes_is_linked_in_the_end(
     backup: Backup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,3 +207,87 @@ def test_a_part_that_is_merged_away_before_the_pass_is_no_error(backup: Backup) 
     (data / TABLE / "parts.json").write_text(json.dumps(["18A0000000000000", "18A0000000000001"]))
     run.warm_pass()
     assert_equal(backup)
+
+
+# What a disk does to a file, and what only its content shows.
+def invert(path: Path) -> None:
+    """Change every byte of a file, and neither its size nor its modification time."""
+    times = path.stat()
+    path.write_bytes(bytes(byte ^ 0xFF for byte in path.read_bytes()))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def back_up(backup: Backup) -> Manifest:
+    """One backup of a VictoriaLogs that was found stopped."""
+    backup.found = ServiceState.STOPPED
+    backup.records.create()
+    with contextlib.suppress(InvalidCopy):
+        backup.last_manifest = backup.staging.manifest()
+    backup.staging.unpublish()
+    return publish.publish_copy(backup, passes.make_copy(backup, FakeHooks()))
+
+
+@pytest.mark.parametrize("kept", ["inventory", "nothing"])
+def test_a_staged_file_with_every_byte_inverted_is_named_and_copied_again(
+    backup: Backup, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    monkeypatch.setattr(Backup, "on_one_filesystem", False)
+    back_up(backup)
+    damaged = backup.staging.data / TABLE / "18A0000000000000/values.bin0"
+    invert(damaged)
+    if kept == "nothing":
+        backup.staging.inventory_path.unlink()
+    with said() as lines:
+        back_up(backup)
+    assert_equal(backup)
+    assert verify(backup.staging).is_sound
+    named = f"{damaged}: is damaged: it is copied again from {backup.instance.data_path}"
+    assert [named in line for line in lines if "damaged" in line] == [True] * (kept != "nothing")
+
+
+def test_a_file_that_is_damaged_in_the_data_too_is_not_backed_up(backup: Backup) -> None:
+    back_up(backup)
+    part = Path(backup.data_directory) / TABLE / "18A0000000000000"
+    assert (part / "values.bin0").samefile(backup.staging.data / TABLE / part.name / "values.bin0")
+    invert(part / "values.bin0")
+    for _ in range(2):
+        with pytest.raises(InvalidCopy) as caught:
+            back_up(backup)
+        assert caught.value.what.startswith(
+            f"the data is damaged: {backup.staging.data / TABLE / part.name / 'values.bin0'}: "
+        )
+        assert not backup.staging.manifest_path.exists()
+
+
+def test_no_special_bit_of_a_mode_survives_a_pass(backup: Backup) -> None:
+    data = Path(backup.data_directory)
+    (data / TABLE).chmod(0o3775)
+    data.chmod(0o2775)
+    program = data / TABLE / "18A0000000000000" / "values.bin0"
+    program.chmod(0o7755)
+    back_up(backup)
+    staging = backup.staging.data
+    assert {path.stat().st_mode & 0o7000 for path in (staging, *staging.rglob("*"))} == {0}
+    assert stat.S_IMODE((staging / TABLE).stat().st_mode) == 0o775
+    assert program.stat().st_mode & 0o7777 == 0o7755
+    # And again, over what is there.
+    back_up(backup)
+    assert verify(backup.staging).is_sound
+
+
+@pytest.mark.parametrize("planted", ["link", "file", "of somebody else"])
+def test_a_working_directory_that_is_not_ours_is_refused_and_not_followed(
+    backup: Backup, tmp_path: Path, planted: str
+) -> None:
+    path = Path(backup.working_directory)
+    (tmp_path / "elsewhere" / "frozen").mkdir(parents=True)
+    if planted == "link":
+        path.symlink_to(tmp_path / "elsewhere")
+    elif planted == "file":
+        path.touch()
+    else:
+        path.mkdir()
+        os.chown(path, 65534, 65534)
+    with pytest.raises(OperatorError, match=rf"{path} on this machine (is a link|belongs to)"):
+        back_up(backup)
+    assert (tmp_path / "elsewhere" / "frozen").is_dir()

@@ -40,6 +40,7 @@ newest_python() {
 missing_packages() {
     local package packages python
     packages="rsync openssh-server openssh-client systemd util-linux mount sudo procps
+        xfsprogs btrfs-progs e2fsprogs
         gcc pkg-config libacl1-dev libssl-dev liblz4-dev libzstd-dev libxxhash-dev"
     if python=$(newest_python); then
         "$python" -c 'import ensurepip, venv' 2>/dev/null || packages+=" python3-venv"

@@ -119,7 +119,7 @@ def test_the_include_has_both_hooks_and_the_staging_copies(tmp_path: Path) -> No
     before, after = include["commands"]
     assert before["before"] == after["after"] == "configuration"
     assert before["when"] == after["when"] == ["create"]
-    assert set(include) == {"source_directories", "commands"}
+    assert set(include) <= {"source_directories", "commands", "files_changed"}
     for hook, name in ((before, "before-create"), (after, "after-create")):
         (command,) = hook["run"]
         executable, *rest = shlex.split(command)
@@ -127,6 +127,35 @@ def test_the_include_has_both_hooks_and_the_staging_copies(tmp_path: Path) -> No
         assert os.path.isabs(executable)
         assert os.access(executable, os.X_OK)
         assert rest == ["--config", str(tmp_path / "config.yaml"), name]
+
+
+@pytest.mark.parametrize(
+    ("borgmatic", "borg", "quiet"),
+    [
+        ("2.1.3", "borg 1.4.2", "\nfiles_changed: mtime\n"),
+        ("2.1.10", "borg 2.0.0b20", "\nfiles_changed: mtime\n"),
+        ("2.1.2", "borg 1.4.2", "\n# files_changed: mtime\n"),
+        ("2.1.10", "borg 1.4.1", "\n# files_changed: mtime\n"),
+        ("2.1.10", "", "\n# files_changed: mtime\n"),
+    ],
+)
+def test_the_include_keeps_borg_quiet_about_hard_links_if_both_programs_know_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, borgmatic: str, borg: str, quiet: str
+) -> None:
+    for name, version in (("borgmatic", borgmatic), ("borg", borg)):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {version}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    loaded = loaded_with(tmp_path / "etc", "one")
+    text = generate.borgmatic_include(loaded, loaded.config.instances)
+    assert quiet in text
+    assert parse(text).get("files_changed") == (None if "#" in quiet else "mtime")
+
+
+def test_the_include_says_nothing_of_hard_links_between_two_filesystems(tmp_path: Path) -> None:
+    loaded = loaded_with(tmp_path, "one", staging="/dev/shm")
+    text = generate.borgmatic_include(loaded, loaded.config.instances)
+    assert "files_changed" not in text
 
 
 def test_the_include_for_some_instances_names_them(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ from hypothesis import strategies as st
 from tests.support import EXAMPLES, make_copy, make_part, make_partition, publish
 from vl_borg_hooks.staging import verify
 from vl_borg_hooks.staging.copy import StagingCopy
-from vl_borg_hooks.staging.inventory import Directory, Sums
-from vl_borg_hooks.staging.last_published import KNOWN, LastPublished, Notes
-from vl_borg_hooks.staging.walk import walk
+from vl_borg_hooks.staging.hashing import hash_file
+from vl_borg_hooks.staging.last_published import STAMPS, LastPublished, Notes
+from vl_borg_hooks.staging.walk import hashed, walk
 
 PART = "partitions/20261122/datadb/18A0000000000000"
+HOUR = 3600
+MONTH = 30 * 24 * HOUR
+# Nothing is due in a test.
+YEARS = 1e12
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +45,7 @@ def made(directory: Path) -> StagingCopy:
     notes = Notes()
     for _ in notes.taking(walk(copy.data)):
         pass
-    notes.keep(directory, copy.manifest().inventory_sha256, compared=0)
+    notes.keep(directory, copy.manifest().inventory_sha256, looked_at=time.time())
     return copy
 
 
@@ -48,12 +53,14 @@ def known(copy: StagingCopy) -> LastPublished:
     """What is known of `copy`, whose files have been looked at since."""
     found = LastPublished.of(copy, copy.manifest(), copy.path.parent)
     assert found
-    found.look()
+    found.look(every=YEARS)
     return found
 
 
-def listed(directories: Iterable[Directory]) -> list[tuple[str, dict[str, int], Sums, bytes]]:
-    return [(each.path, each.files, each.sums, each.line) for each in directories]
+def listed(copy: StagingCopy, before: LastPublished | None = None) -> list[tuple[object, ...]]:
+    """What a walk finds, with hashes; as long as no part has changed."""
+    directories = hashed(copy.data, walk(copy.data, linked=True, before=before), [])
+    return [(each.path, each.files, each.sums, each.line, each.stamp) for each in directories]
 
 
 def partitions(
@@ -145,10 +152,13 @@ def test_whatever_changes_the_walk_and_the_partitions_are_those_of_a_full_look(
     assert one
     assert other
     if looked:
-        same = listed(walk(copy.data, linked=True)) == listed(one._read())
-        assert (one.look(), other.look()) == (same, same)
+        same = [each[:4] for each in listed(copy)] == [
+            (each.path, each.files, each.sums, each.line) for each in one._read()
+        ]
+        looks = one.look(every=YEARS), other.look(every=YEARS)
+        assert [look.is_as_published for look in looks] == [same, same]
     change(copy.data, after)
-    assert listed(walk(copy.data, linked=True, before=one)) == listed(walk(copy.data, linked=True))
+    assert listed(copy, one) == listed(copy)
     assert partitions(copy, other) == partitions(copy)
     shutil.rmtree(directory)
 
@@ -160,28 +170,110 @@ def change(data: Path, changes: list[str]) -> None:
             CHANGES[each](data)
 
 
-def damage(copy: StagingCopy) -> None:
-    """As no rsync does: in the file itself, which it may share with the data."""
-    truncated(copy.data / PART / "values.bin0")
+def damage(path: Path) -> None:
+    """As no rsync does, in the file itself: neither size nor modification time shows it."""
+    times = path.stat()
+    path.write_bytes(bytes(byte ^ 0xFF for byte in path.read_bytes()))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 @pytest.mark.parametrize("looked", [True, False])
-def test_a_file_that_was_damaged_is_found(copy: StagingCopy, looked: bool) -> None:
-    found = LastPublished.of(copy, copy.manifest(), copy.path.parent)
-    assert found
-    damage(copy)
-    assert not (looked and found.look())
-    _, problems = partitions(copy, found)
-    assert [problem.split(": ")[0] for problem in problems] == [str(copy.data / PART)]
+@pytest.mark.parametrize("change", [damage, lambda path: truncated(path)])
+def test_a_file_that_was_damaged_is_found_and_named(
+    copy: StagingCopy, looked: bool, change: Callable[[Path], object]
+) -> None:
+    before = LastPublished.of(copy, copy.manifest(), copy.path.parent)
+    assert before
+    change(copy.data / PART / "values.bin0")
+    if looked:
+        found = before.look(every=YEARS)
+        assert not found.is_as_published
+        assert found.damaged == [f"{PART}/values.bin0"]
+    problems: list[str] = []
+    for _ in hashed(copy.data, walk(copy.data, before=before), problems):
+        pass
+    assert [problem.split(": ")[0] for problem in problems] == [
+        str(copy.data / PART / "values.bin0")
+    ]
 
 
-def test_when_the_copy_was_last_compared_with_the_data_is_kept(copy: StagingCopy) -> None:
-    Notes().keep(copy.path.parent, copy.manifest().inventory_sha256, compared=1_700_000_000.9)
-    assert LastPublished.of(copy, copy.manifest(), copy.path.parent) is None
-    notes = Notes()
-    assert len(list(notes.taking(walk(copy.data)))) > 1
-    notes.keep(copy.path.parent, copy.manifest().inventory_sha256, compared=1_700_000_000.9)
-    assert known(copy).compared == 1_700_000_000
+def test_what_may_have_changed_is_read_and_nothing_else(
+    copy: StagingCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = reads(monkeypatch)
+    assert known(copy).look(every=YEARS).is_as_published
+    assert read == []
+    # Another link to a file, as VictoriaLogs' snapshots make them, changes its ctime.
+    os.link(copy.data / PART / "index.bin", copy.path / "link")
+    before = known(copy)
+    assert {path.parent for path in read} == {copy.data / PART}
+    read.clear()
+    # Known again: not read a second time when it is published.
+    assert before.look(every=YEARS).is_as_published
+    assert listed(copy, before)
+    assert read == []
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that are hashed from now on."""
+    read: list[Path] = []
+
+    def noting(path: str, **options: Any) -> str:
+        read.append(Path(path))
+        return hash_file(path, **options)
+
+    for module in ("last_published", "walk"):
+        monkeypatch.setattr(f"vl_borg_hooks.staging.{module}.hash_file", noting)
+    return read
+
+
+def test_what_is_gone_from_the_data_is_not_read(
+    copy: StagingCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A merge has removed it there, which changed the ctime of a file with two links.
+    damage(copy.data / PART / "index.bin")
+    read = reads(monkeypatch)
+    before = LastPublished.of(copy, copy.manifest(), copy.path.parent)
+    assert before
+    look = before.look(every=YEARS, is_gone=lambda path: path == PART)
+    assert (look.is_as_published, look.damaged, read) == (True, [], [])
+
+
+def test_everything_is_read_again_within_the_set_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run every 7 hours for 30 days, and the damage that no stat shows is found in the meantime."""
+    days = [f"202611{day:02}" for day in range(1, 31)]
+    copy = make_copy(tmp_path / "copy", days=days)
+    files = {path for path in copy.data.rglob("*") if path.is_file()}
+    read = reads(monkeypatch)
+    start = 1_800_000_000
+    shares: list[int] = []
+    for now in range(start, start + MONTH + 7 * HOUR, 7 * HOUR):
+        notes = Notes()
+        for _ in notes.taking(walk(copy.data)):
+            pass
+        notes.keep(tmp_path, copy.manifest().inventory_sha256, looked_at=now - 7 * HOUR)
+        before = LastPublished.of(copy, copy.manifest(), tmp_path)
+        assert before
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        count = len(read)
+        assert before.look(every=MONTH).is_as_published
+        shares.append(len(read) - count)
+    assert set(read) == files
+    # In turn: in 103 runs, and not all at once.
+    assert max(shares) < len(files) / 10
+
+
+def test_what_was_not_looked_at_for_longer_than_that_is_all_read(
+    copy: StagingCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = reads(monkeypatch)
+    before = LastPublished.of(copy, copy.manifest(), copy.path.parent)
+    assert before
+    before.looked_at -= MONTH + HOUR
+    assert before.look(every=MONTH).is_as_published
+    assert set(read) == {path for path in copy.data.rglob("*") if path.is_file()}
 
 
 def truncated(path: Path, by: int = 1) -> None:
@@ -193,23 +285,28 @@ def no_time(path: Path) -> None:
     path.write_bytes(header.split()[0] + b" x\n" + notes)
 
 
+def republish(copy: StagingCopy) -> None:
+    """As another installation does: with another inventory."""
+    publish_more(copy)
+    copy.unpublish()
+
+
 def publish_more(copy: StagingCopy) -> None:
     (copy.data / "new").touch()
     publish(copy)
 
 
 DISTRUSTED: dict[str, Callable[[StagingCopy], object]] = {
-    "unpublished": lambda copy: copy.unpublish(),
-    "published by others meanwhile": publish_more,
     "another inventory": lambda copy: copy.inventory_path.write_bytes(b'["", {}]\n'),
+    "another inventory, and no manifest": republish,
     "no inventory": lambda copy: copy.inventory_path.unlink(),
-    "nothing kept": lambda copy: (copy.path.parent / KNOWN).unlink(),
-    "kept half": lambda copy: truncated(copy.path.parent / KNOWN, 3),
-    "kept all but one number": lambda copy: truncated(copy.path.parent / KNOWN, 8),
-    "kept all but one note": lambda copy: truncated(copy.path.parent / KNOWN, 32),
-    "kept no time": lambda copy: no_time(copy.path.parent / KNOWN),
-    "kept rubbish": lambda copy: (copy.path.parent / KNOWN).write_bytes(b"\xff\xfe"),
+    "a link to an inventory": lambda copy: as_link(copy.inventory_path),
 }
+
+
+def as_link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
 
 
 @pytest.mark.parametrize("reason", DISTRUSTED)
@@ -217,6 +314,38 @@ def test_what_can_not_be_trusted_is_not_known(copy: StagingCopy, reason: str) ->
     DISTRUSTED[reason](copy)
     manifest = copy.manifest() if copy.manifest_path.exists() else None
     assert LastPublished.of(copy, manifest, copy.path.parent) is None
+
+
+UNREAD: dict[str, Callable[[StagingCopy], object]] = {
+    "published by others meanwhile": publish_more,
+    "nothing kept": lambda copy: (copy.path.parent / STAMPS).unlink(),
+    "kept half": lambda copy: truncated(copy.path.parent / STAMPS, 3),
+    "kept all but one number": lambda copy: truncated(copy.path.parent / STAMPS, 8),
+    "kept no time": lambda copy: no_time(copy.path.parent / STAMPS),
+    "kept rubbish": lambda copy: (copy.path.parent / STAMPS).write_bytes(b"\xff\xfe"),
+}
+
+
+@pytest.mark.parametrize("reason", UNREAD)
+def test_with_an_inventory_alone_all_of_the_copy_is_read_and_then_known(
+    copy: StagingCopy, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    UNREAD[reason](copy)
+    read = reads(monkeypatch)
+    found = LastPublished.of(copy, copy.manifest(), copy.path.parent)
+    assert found
+    assert found.look(every=YEARS).is_as_published
+    assert set(read) == {path for path in copy.data.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_published_nothing_leaves_the_last_copy_known(copy: StagingCopy) -> None:
+    copy.unpublish()
+    found = LastPublished.of(copy, None, copy.path.parent)
+    assert found
+    assert found.look(every=YEARS).is_as_published
+    assert found.partitions() == {}
+    damage(copy.data / PART / "values.bin0")
+    assert found.look(every=YEARS).damaged == [f"{PART}/values.bin0"]
 
 
 def test_a_directory_that_changed_a_moment_ago_is_looked_at_again(

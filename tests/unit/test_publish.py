@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -53,15 +54,13 @@ def known(backup: Backup) -> LastPublished:
     """What the run before has kept for this one, which has looked at the files."""
     last = LastPublished.of(backup.staging, backup.staging.manifest(), backup.records.directory)
     assert last
-    assert last.look()
+    assert last.look(every=1e9).is_as_published
     return last
 
 
 def test_the_manifest_says_what_was_copied_how_and_from_where(backup: Backup) -> None:
     backup.downtime = 1.5
-    made = published(
-        backup, warm=PassResult(9, 9000, 7.5), final_pass="frozen", linked=True, compared=1
-    )
+    made = published(backup, warm=PassResult(9, 9000, 7.5), final_pass="frozen", linked=True)
     # As it is read by whoever verifies it.
     assert backup.staging.manifest() == made
     assert made.instance == "default"
@@ -150,22 +149,62 @@ def test_the_first_of_several_problems_is_named_and_the_others_are_counted(backu
     assert caught.value.what.endswith(" (and 1 more)")
 
 
-def test_what_is_kept_for_the_next_run_is_of_this_copy_and_when_it_was_compared(
+def test_what_is_kept_for_the_next_run_is_of_this_copy_and_when_it_was_looked_at(
     backup: Backup,
 ) -> None:
-    published(backup, compared=1234.5)
-    last = known(backup)
-    assert last.compared == 1234
-    assert len(last.partitions()) == 2
-
-
-def test_nothing_is_kept_of_a_copy_that_is_not_consistent(backup: Backup) -> None:
+    before = time.time()
     published(backup)
-    manifest = backup.staging.manifest()
-    truncate(backup.staging.data)
-    with pytest.raises(InvalidCopy):
+    last = LastPublished.of(backup.staging, backup.staging.manifest(), backup.records.directory)
+    assert last
+    assert last.looked_at >= int(before)
+    last.looked_at = 1234.5
+    published(backup, last_published=last)
+    last = LastPublished.of(backup.staging, backup.staging.manifest(), backup.records.directory)
+    assert last
+    assert last.looked_at == 1234
+
+
+def test_a_copy_that_is_not_consistent_does_not_replace_what_is_known_of_the_last_one(
+    backup: Backup,
+) -> None:
+    published(backup)
+    backup.staging.unpublish()
+    part = backup.staging.data / TABLE / "18A0000000000000"
+    damage(part / "values.bin0")
+    for _ in range(2):
+        # Also in the next run: else the first failure would make the damage the truth.
+        with pytest.raises(InvalidCopy, match=r"the data is damaged: .*/values.bin0: is not as it"):
+            published(backup)
+    assert not backup.staging.manifest_path.exists()
+    assert not (part.parent / ".inventory.jsonl.new").exists()
+
+
+def test_a_damaged_file_can_be_backed_up_if_the_operator_wants_that(backup: Backup) -> None:
+    published(backup)
+    damage(backup.staging.data / TABLE / "18A0000000000000" / "values.bin0")
+    with pytest.raises(InvalidCopy) as caught:
         published(backup)
-    assert LastPublished.of(backup.staging, manifest, backup.records.directory) is None
+    assert f"remove {backup.staging.inventory_path}" in caught.value.hint
+    backup.staging.inventory_path.unlink()
+    published(backup)
+    assert verify(backup.staging).is_sound
+
+
+@pytest.mark.parametrize("name", ["parts.json", "../../../delete_tasks.json"])
+def test_what_is_beside_the_parts_may_change(backup: Backup, name: str) -> None:
+    path = backup.staging.data / TABLE / name
+    path.touch()
+    published(backup)
+    path.write_text(json.dumps(["18A0000000000001", "18A0000000000000"]))
+    published(backup)
+    assert verify(backup.staging).is_sound
+
+
+def damage(path: Path) -> None:
+    """Change every byte of a file, and neither its size nor its modification time."""
+    times = path.stat()
+    path.write_bytes(bytes(byte ^ 0xFF for byte in path.read_bytes()))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def test_partitions_that_have_not_changed_are_not_read_again(

@@ -10,10 +10,12 @@ import stat
 from pathlib import Path
 
 import pytest
+import xxhash
 
-from tests.support import make_copy, make_data, umask
+from tests.support import make_copy, make_data, umask, write_inventory
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.staging.copy import StagingCopy, find_copies
+from vl_borg_hooks.staging.inventory import File
 from vl_borg_hooks.staging.walk import walk
 from vl_borg_hooks.system import files
 
@@ -34,7 +36,7 @@ def test_what_is_published_can_be_read_back(copy: StagingCopy) -> None:
 def test_a_manifest_is_for_us_only_and_leaves_nothing_else(copy: StagingCopy) -> None:
     with umask(0):
         copy.publish(copy.manifest())
-        copy.write_inventory()
+        write_inventory(copy)
     for path in (copy.manifest_path, copy.inventory_path):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
     assert {path.name for path in copy.path.iterdir()} == {
@@ -53,12 +55,32 @@ def test_a_staging_copy_is_made_for_us_only(tmp_path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize("open_directory", [".", "data"])
-def test_a_staging_copy_that_others_can_write_is_refused(
-    copy: StagingCopy, open_directory: str
-) -> None:
-    (copy.path / open_directory).chmod(0o777)
+@pytest.mark.parametrize("mode", [0o777, 0o2775, 0o755])
+def test_a_staging_copy_that_is_open_to_others_is_closed(copy: StagingCopy, mode: int) -> None:
+    copy.path.chmod(mode)
+    copy.create()
+    assert stat.S_IMODE(copy.path.stat().st_mode) == 0o700
+
+
+def test_a_directory_with_other_things_in_it_is_not_closed_but_refused(copy: StagingCopy) -> None:
+    (copy.path / "of-others").touch()
+    copy.path.chmod(0o777)
     with pytest.raises(OperatorError, match=r"can be written by others.*chmod 700"):
+        copy.create()
+    assert stat.S_IMODE(copy.path.stat().st_mode) == 0o777
+
+
+def test_data_that_a_group_can_write_is_staged_again(copy: StagingCopy) -> None:
+    # As Docker volumes mostly are; a pass gives the mirror the modes of the data.
+    copy.data.chmod(0o775)
+    copy.create()
+    assert stat.S_IMODE(copy.data.stat().st_mode) == 0o775
+
+
+def test_a_link_in_the_place_of_the_data_is_refused(copy: StagingCopy, tmp_path: Path) -> None:
+    copy.data.rename(tmp_path / "elsewhere")
+    copy.data.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OperatorError, match=r"/data: is a link"):
         copy.create()
 
 
@@ -112,7 +134,7 @@ def test_nothing_is_written_through_a_link(copy: StagingCopy, tmp_path: Path, na
     (copy.path / name).unlink(missing_ok=True)
     (copy.path / name).symlink_to(outside)
     with pytest.raises(OperatorError, match=r"could not write .*: Too many levels of symbolic"):
-        copy.publish(copy.manifest()) if "manifest" in name else copy.write_inventory()
+        copy.publish(copy.manifest()) if "manifest" in name else write_inventory(copy)
     assert outside.read_bytes() == b"mine"
 
 
@@ -137,20 +159,22 @@ def test_a_manifest_is_on_disk_before_it_has_its_name(
     assert order == ["fsync", "replace", "fsync"]
 
 
-def test_an_inventory_lists_every_file_with_its_size(copy: StagingCopy) -> None:
-    totals = copy.write_inventory()
+def test_an_inventory_lists_every_file_with_its_size_and_hash(copy: StagingCopy) -> None:
+    totals = write_inventory(copy)
     listed = {
-        f"{directory.path}/{name}": size
+        f"{directory.path}/{name}": file
         for directory in copy.read_inventory(totals.sha256)
-        for name, size in directory.files.items()
+        for name, file in directory.files.items()
     }
     found = {
-        str(path.relative_to(copy.data)): path.stat().st_size
+        str(path.relative_to(copy.data)): File(
+            path.stat().st_size, xxhash.xxh3_128_hexdigest(path.read_bytes())
+        )
         for path in copy.data.rglob("*")
         if path.is_file()
     }
     assert listed == found
-    assert (totals.files, totals.bytes) == (len(found), sum(found.values()))
+    assert (totals.files, totals.bytes) == (len(found), sum(file.size for file in found.values()))
 
 
 def test_an_inventory_keeps_any_name_that_can_be_shown(copy: StagingCopy) -> None:
@@ -158,7 +182,7 @@ def test_an_inventory_keeps_any_name_that_can_be_shown(copy: StagingCopy) -> Non
     (copy.data / "names").mkdir()
     for name in names:
         (copy.data / "names" / name).touch()
-    totals = copy.write_inventory()
+    totals = write_inventory(copy)
     listed = list(copy.read_inventory(totals.sha256))
     assert {name for entry in listed if entry.path == "names" for name in entry.files} == set(names)
 
@@ -171,7 +195,7 @@ def test_a_name_that_no_terminal_shows_as_it_is_is_refused(
     path = copy.data / name
     path.touch() if kind == "file" else path.mkdir()
     with pytest.raises(InvalidCopy, match="is not a name that a copy can hold"):
-        copy.write_inventory()
+        write_inventory(copy)
 
 
 def test_only_a_copy_of_ours_may_share_files_with_what_is_outside(
@@ -180,11 +204,11 @@ def test_only_a_copy_of_ours_may_share_files_with_what_is_outside(
     # A restore would else make what it restores, and what has the other name, the same file.
     os.link(copy.data / "partitions/20261121/datadb/parts.json", tmp_path / "outside")
     with pytest.raises(InvalidCopy, match=r"parts.json: is a hard link to a file outside"):
-        copy.write_inventory()
-    copy.write_inventory(walk(copy.data, linked=True))
+        write_inventory(copy)
+    write_inventory(copy, linked=True)
     os.unlink(tmp_path / "outside")
     os.link(copy.data / "partitions/20261121/datadb/parts.json", copy.data / "inside")
-    copy.write_inventory()
+    write_inventory(copy)
 
 
 def test_a_walk_comes_in_the_order_that_is_compared(tmp_path: Path) -> None:
@@ -199,7 +223,7 @@ def test_a_walk_comes_in_the_order_that_is_compared(tmp_path: Path) -> None:
 def test_an_inventory_is_refused_for_a_mirror_with_a_link(copy: StagingCopy) -> None:
     (copy.data / "link").symlink_to("/etc")
     with pytest.raises(InvalidCopy, match=r"data/link: is not a file or directory"):
-        copy.write_inventory()
+        write_inventory(copy)
 
 
 def test_copies_are_found_at_any_depth_and_not_inside_each_other(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.system import commands
+from vl_borg_hooks.system.files import nearest_device
 
 if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance, LoadedConfig
@@ -37,7 +39,19 @@ commands:
       when: [create]
       run:
           - {after}
+{quiet}"""
+
+# With hard links, a merge of VictoriaLogs while Borg reads changes the ctime of a staged file, though
+# not its content. Borg would say "file changed while we backed it up", and end with a warning.
+QUIET = """
+# The staging copy shares files with the data, as hard links. A merge of VictoriaLogs during `borg create`
+# changes a link count, and so a ctime. Without this, Borg warns that a file has changed. It is about
+# all files that this config archives, and needs borgmatic 2.1.3 and Borg 1.4.2.
+{comment}files_changed: mtime
 """
+# What has the option: borgmatic's config/schema.yaml says 1.4.2 of Borg.
+QUIET_SINCE = {"borgmatic": (2, 1, 3), "borg": (1, 4, 2)}
+VERSION_SECONDS = 30
 
 
 def commented_config() -> str:
@@ -57,6 +71,7 @@ def borgmatic_include(loaded: LoadedConfig, instances: Sequence[Instance]) -> st
         ),
         before=_yaml_string(_hook_command([*command, "before-create"])),
         after=_yaml_string(_hook_command([*command, "after-create"])),
+        quiet=_quiet(instances),
     )
 
 
@@ -70,6 +85,30 @@ def write_new(path: Path, text: str) -> None:
             file.write(text)
     except OSError as error:
         raise OperatorError(f"could not write {path}: {error.strerror}") from None
+
+
+def _quiet(instances: Sequence[Instance]) -> str:
+    """Return what keeps Borg from warning about hard links; commented out if it may be too old."""
+    if not any(map(_may_hard_link, instances)):
+        return ""
+    can = all(map(_has_version, QUIET_SINCE, QUIET_SINCE.values()))
+    return QUIET.format(comment="" if can else "# ")
+
+
+def _may_hard_link(instance: Instance) -> bool:
+    """Say whether the staging copy of `instance` is on the filesystem of its data."""
+    data = instance.host.local_path(instance.data_directory)
+    return data is not None and nearest_device(data) == nearest_device(Path(instance.staging_path))
+
+
+def _has_version(program: str, least: tuple[int, ...]) -> bool:
+    """Say whether `program`, as a timer finds it, has version `least` or a newer one."""
+    try:
+        printed = commands.run([program, "--version"], timeout=VERSION_SECONDS).stdout
+    except OperatorError:
+        return False
+    found = re.search(r"(\d+)\.(\d+)\.(\d+)", printed)
+    return found is not None and tuple(map(int, found.groups())) >= least
 
 
 def _executable() -> str:

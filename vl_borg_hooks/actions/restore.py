@@ -82,7 +82,8 @@ def _copies_by_instance(root: Path) -> dict[str, tuple[StagingCopy, Manifest]]:
 
 
 def _restore_one(hooks: Hooks, target: Restore, *, dry_run: bool) -> None:
-    _verify(target)
+    # What is put in place on this machine is read there.
+    _verify(target, quick=not dry_run and target.host.local_path("/") is not None)
     if dry_run:
         require(target, hooks.restore_checks(target))
         target.reporter.say(
@@ -102,12 +103,12 @@ def _restore_one(hooks: Hooks, target: Restore, *, dry_run: bool) -> None:
     hooks.after_restore(target, None)
 
 
-def _verify(target: Restore) -> None:
+def _verify(target: Restore, *, quick: bool) -> None:
     """Verify the copy and set its manifest; raises InvalidCopy if it is not sound."""
     target.reporter.say(f"verifying {target.copy.path}")
     # An untrusted tree may link to anything; our own staging copy links to the data.
     ours = target.copy.path.resolve() == Path(target.instance.staging_path).resolve()
-    target.manifest = verify(target.copy, linked=ours).raise_problems()
+    target.manifest = verify(target.copy, linked=ours, quick=quick).raise_problems()
 
 
 def _report_failure(hooks: Hooks, target: Restore, error: BaseException) -> None:

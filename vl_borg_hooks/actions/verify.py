@@ -9,9 +9,13 @@ from vl_borg_hooks.staging.copy import find_copies
 from vl_borg_hooks.staging.verify import Report, verify
 
 
-def verify_all(root: Path) -> Iterator[Report]:
-    """Yield a report on each copy at or below `root`; raises InvalidCopy if there is none."""
-    yield from map(verify, find_copies(root))
+def verify_all(root: Path, *, quick: bool) -> Iterator[Report]:
+    """Yield a report on each copy at or below `root`; raises InvalidCopy if there is none.
+
+    With `quick`, the content of files is not read.
+    """
+    for copy in find_copies(root):
+        yield verify(copy, quick=quick)
 
 
 def lines(report: Report) -> list[str]:

@@ -156,7 +156,7 @@ class Backup(Target):
 
     @property
     def on_one_filesystem(self) -> bool:
-        """Whether the staging copy can share its files with the data, as hard links."""
+        """Whether the staging copy can share its bytes with the data, as reflinks or hard links."""
         data = self.host.local_path(self.data_directory)
         try:
             return data is not None and data.stat().st_dev == self.staging.data.stat().st_dev
@@ -207,12 +207,10 @@ class Copied:
     final: PassResult
     # When that was: see `final_pass` in the config.
     final_pass: Literal["frozen", "stopped"] = "stopped"
-    # Whether the copy shares files with the data, as hard links.
+    # Whether the copy may share files with the data, as hard links.
     linked: bool = False
     # The last published copy, if it was looked at: what has not changed is not read again.
     last_published: LastPublished | None = field(default=None, repr=False)
-    # When all of the copy was last compared with the data, in seconds since 1970; 0 for never.
-    compared: float = 0
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 A staging copy is a directory with
 
     data/            the mirror of the data path
-    inventory.jsonl  one line per directory of the mirror: its path and the size of each file
+    inventory.jsonl  one line per directory of the mirror: its path, and the size and hash of each file
     manifest.json    written last: from then on the copy may be archived
 
 An extracted copy is the same, extracted from an archive.
@@ -16,14 +16,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vl_borg_hooks.errors import InvalidCopy
+from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.staging import inventory, manifest
-from vl_borg_hooks.staging.inventory import INVENTORY, Directory, Totals
+from vl_borg_hooks.staging.inventory import INVENTORY, NEW_INVENTORY, Directory, Totals
 from vl_borg_hooks.staging.manifest import MANIFEST, Manifest
-from vl_borg_hooks.staging.walk import walk
 from vl_borg_hooks.system import files
 
 DATA = "data"
+# All that is in a staging copy's directory.
+OURS = frozenset({DATA, MANIFEST, INVENTORY, NEW_INVENTORY})
 # How many directories are searched for a copy, below the one that the operator names.
 SEARCHED_DIRECTORIES = 10_000
 
@@ -50,9 +51,19 @@ class StagingCopy:
         return self.path / INVENTORY
 
     def create(self) -> None:
-        """Make the directory if it is missing, for us only; raises OperatorError."""
-        files.private_directory(self.path)
-        files.private_directory(self.data)
+        """Make the directory if it is missing, and close it to others; raises OperatorError.
+
+        The mirror in it has the modes of the data, which may be writable for a group.
+        """
+        files.private_directory(self.path, holds=OURS)
+        if self.data.is_symlink():
+            raise OperatorError(
+                f"{self.data}: is a link, so not the data of a staging copy", hint="remove it"
+            )
+        try:
+            self.data.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise OperatorError(f"could not create {self.data}: {error.strerror}") from None
 
     def unpublish(self) -> None:
         """Remove the manifest: from now on nothing may be archived; raises OperatorError."""
@@ -67,13 +78,21 @@ class StagingCopy:
         """Return the manifest; raises InvalidCopy."""
         return manifest.read(self.manifest_path)
 
-    def write_inventory(self, directories: Iterable[Directory] | None = None) -> Totals:
-        """Write the inventory of `directories`, or of a new walk, and return the totals.
+    def write_inventory(self, directories: Iterable[Directory]) -> Totals:
+        """Write a new inventory beside the last one, and return the totals.
 
+        The last one is what is known of the last published copy. It stays until `use_new_inventory`.
         Raises InvalidCopy if the mirror holds what no mirror may hold.
         """
-        present = walk(self.data) if directories is None else directories
-        return inventory.write(self.inventory_path, present)
+        return inventory.write(self._new_inventory, directories)
+
+    def use_new_inventory(self) -> None:
+        """Put the new inventory in place of the last one; raises OperatorError."""
+        files.replace(self._new_inventory, self.inventory_path)
+
+    @property
+    def _new_inventory(self) -> Path:
+        return self.path / NEW_INVENTORY
 
     def read_inventory(self, expected_sha256: str) -> Iterator[Directory]:
         """Yield what the inventory lists; raises InvalidCopy, at the end for a wrong checksum."""

@@ -1,22 +1,32 @@
-"""The inventory: one line per directory of a mirror, its path and the size of each file."""
+"""The inventory: one line per directory of a mirror, its path, and the size and hash of each file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, final
 
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
+from vl_borg_hooks.staging.hashing import is_hash
 from vl_borg_hooks.system import files
 from vl_borg_hooks.victorialogs.parts import counted_bytes, is_part_name
 
 INVENTORY = "inventory.jsonl"
+NEW_INVENTORY = f".{INVENTORY}.new"
 # An inventory line has the files of one directory: a part has some twenty.
 LARGEST_INVENTORY_LINE = 16 << 20
+
+
+class File(NamedTuple):
+    """What is known of one file of a mirror."""
+
+    # In bytes.
+    size: int
+    # Of its content, by hashing; empty if it was not read.
+    hash: str = ""
 
 
 class Sums(NamedTuple):
@@ -32,22 +42,25 @@ class Sums(NamedTuple):
 class Directory:
     """One directory of a mirror, as a walk finds it or as a line of an inventory has it."""
 
-    __slots__ = ("_files", "_line", "_sums", "changed", "path")
+    __slots__ = ("_files", "_line", "_sums", "changed", "last", "path", "stamp")
 
     def __init__(
         self,
         path: str,
-        files: dict[str, int] | None = None,
+        files: dict[str, File] | None = None,
         *,
+        stamp: int = 0,
         changed: int = 0,
         line: bytes = b"",
         sums: Sums | None = None,
+        last: Directory | None = None,
     ) -> None:
-        """Take `files`, the size in bytes by name, or the `line` that lists them.
-
-        `path` is relative to the mirror.
-        """
+        """Take `files` by name, or the `line` that lists them. `path` is relative to the mirror."""
         self.path = path
+        # What shows later that its files are the same: see hashing.stamp.
+        self.stamp = stamp
+        # The same directory as it was before, if a walk knows that it was another one.
+        self.last = last
         # When it last changed, in nanoseconds since 1970, if that is enough to see a later change.
         # 0 if it has directories in it, or has only just changed.
         self.changed = changed
@@ -56,24 +69,41 @@ class Directory:
         self._sums = sums
 
     @property
-    def files(self) -> dict[str, int]:
-        """The size in bytes of each file by its name."""
+    def files(self) -> dict[str, File]:
+        """Its files by name."""
         if self._files is None:
-            _, self._files = json.loads(self._line)
-        return self._files or {}
+            _, listed = json.loads(self._line)
+            self._files = {name: File(*values) for name, values in listed.items()}
+        return self._files
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether the hash of each file is known."""
+        return self._files is None or all(file.hash for file in self._files.values())
 
     @property
     def line(self) -> bytes:
         """The line of an inventory."""
         return self._line or json.dumps([self.path, self.files]).encode() + b"\n"
 
+    def with_time(self, changed: int) -> Directory:
+        """Return the same directory, with another time of its last change."""
+        return Directory(
+            self.path,
+            self._files,
+            stamp=self.stamp,
+            changed=changed,
+            line=self._line,
+            sums=self._sums,
+        )
+
     @property
     def sums(self) -> Sums:
         """What its files add up to."""
         if self._sums is not None:
             return self._sums
-        files = self.files
-        return Sums(len(files), sum(files.values()), counted_bytes(self.path, files))
+        sizes = {name: file.size for name, file in self.files.items()}
+        return Sums(len(sizes), sum(sizes.values()), counted_bytes(self.path, sizes))
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -91,23 +121,20 @@ class Totals:
 
 
 def write(path: Path, directories: Iterable[Directory]) -> Totals:
-    """Write `directories` to the inventory `path`, and return what they add up to.
+    """Write an inventory of `directories` to the file `path`, and return what they add up to.
 
     Raises OperatorError; InvalidCopy, from a walk, for what no mirror may hold.
     """
     digest = hashlib.sha256()
     count = size = 0
     try:
-        # Under another name, because the last one is read meanwhile.
-        new = path.with_name(f".{INVENTORY}.new")
-        with open(new, "wb", opener=files.private) as inventory:
+        with open(path, "wb", opener=files.private) as inventory:
             for directory in directories:
                 line, sums = directory.line, directory.sums
                 inventory.write(line)
                 digest.update(line)
                 count += sums.files
                 size += sums.bytes
-        os.replace(new, path)
     except OSError as error:
         raise OperatorError(f"could not write {path}: {error.strerror}") from None
     return Totals(count, size, digest.hexdigest())
@@ -131,16 +158,24 @@ def read(path: Path, expected_sha256: str) -> Iterator[Directory]:
 
 def _parse_line(inventory: Path, line: bytes) -> Directory:
     try:
-        path, sizes = json.loads(line)
+        path, listed = json.loads(line)
     except (ValueError, TypeError, RecursionError):
         raise InvalidCopy(f"{inventory}: has a line that is not an entry") from None
     # A path that a walk can't reach is not below the mirror, so the line is not an entry.
     if not (
         isinstance(path, str)
         and (not path or all(map(is_part_name, path.split("/"))))
-        and isinstance(sizes, dict)
-        and all(map(is_part_name, sizes))
-        and all(type(size) is int and size >= 0 for size in sizes.values())
+        and isinstance(listed, dict)
+        and all(map(is_part_name, listed))
+        and all(map(_is_file, listed.values()))
     ):
         raise InvalidCopy(f"{inventory}: has a line that is not an entry")
-    return Directory(path, sizes)
+    return Directory(path, {name: File(*values) for name, values in listed.items()})
+
+
+def _is_file(values: object) -> bool:
+    """Say whether `values` are the size and the hash of a file."""
+    if not (isinstance(values, list) and len(values) == 2):
+        return False
+    size, digest = values
+    return type(size) is int and size >= 0 and isinstance(digest, str) and is_hash(digest)

@@ -1,13 +1,12 @@
 """What is known about the last published copy, so that what has not changed is not read again.
 
-The inventory lists every directory of the copy. In the instance's state directory we keep, for each
-of its lines, the ctime of that directory, which nobody can set back. It changes if an entry is made,
-removed or replaced; rsync replaces files. A million files are some 80,000 directories.
+The files of a directory are unchanged as long as their names, sizes, inodes and ctimes are as they
+were when their content was hashed. Every run looks at each of them once, hashes what is not known to
+be unchanged, and hashes the other directories in turn, so that all is read again within a set time.
 
-But every run still looks at each file once, because a file that is damaged in place does not change
-its directory, and a file that is shared with the data, as a hard link, can be damaged there. This
-comes before the warm pass, which then only has to copy what is new by VictoriaLogs' lists of parts.
-rsync would look at each file twice: here and in the data.
+The hashes are in the inventory. In the instance's state directory we keep, for each of its lines, one
+number that stands for those names, sizes, inodes and ctimes. A million files are some 80,000
+directories.
 """
 
 from __future__ import annotations
@@ -17,24 +16,29 @@ import hashlib
 import json
 import os
 import threading
+import time
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import final
 
+import xxhash
+
+from vl_borg_hooks.errors import InvalidCopy
 from vl_borg_hooks.staging.copy import StagingCopy
+from vl_borg_hooks.staging.hashing import CHUNK_BYTES, hash_file, stamp
 from vl_borg_hooks.staging.inventory import Directory, Sums
 from vl_borg_hooks.staging.manifest import Manifest, Partition
+from vl_borg_hooks.staging.walk import too_young
 from vl_borg_hooks.system import files, processes
 from vl_borg_hooks.victorialogs.parts import partition_of
 
-# Below an instance's state directory: the checksum of the inventory, when the copy was last compared
-# with the data, and a note for each line.
-KNOWN = "known"
-CHUNK_BYTES = 1 << 20
+# Below an instance's state directory: the checksum of the inventory, when the copy was last looked
+# at, and the stamp of each line's directory.
+STAMPS = "stamps"
 _INT64 = "q"
-# A note: when the directory changed, and its sums; the last of them may be none.
-_NUMBERS = 4
 _NONE = -1
 
 
@@ -43,23 +47,33 @@ class Notes:
     """What is kept about a copy that is being published."""
 
     def __init__(self) -> None:
-        self._numbers = array(_INT64)
+        self._stamps = array(_INT64)
 
     def taking(self, directories: Iterable[Directory]) -> Iterator[Directory]:
         """Yield `directories` unchanged, and take a note of each."""
         for directory in directories:
-            count, size, counted = directory.sums
-            note = (directory.changed, count, size, _NONE if counted is None else counted)
-            self._numbers.extend(note)
+            self._stamps.append(directory.stamp)
             yield directory
 
-    def keep(self, state_directory: Path, inventory_sha256: str, compared: float) -> None:
+    def keep(self, state_directory: Path, inventory_sha256: str, looked_at: float) -> None:
         """Keep the notes for the next run; raises OperatorError.
 
-        `compared` is when all of the copy was last compared with the data: seconds since 1970.
+        `looked_at` is when the copy was looked at, in seconds since 1970: what was due then was read.
         """
-        header = f"{inventory_sha256} {int(compared)}\n".encode()
-        files.write_atomically(state_directory / KNOWN, header + self._numbers.tobytes())
+        header = f"{inventory_sha256} {int(looked_at)}\n".encode()
+        files.write_atomically(state_directory / STAMPS, header + self._stamps.tobytes())
+
+
+@dataclass
+class Look:
+    """What a look at every file of a copy has found."""
+
+    # Whether all is as it was published, but for what is gone from the data.
+    is_as_published: bool = False
+    # The files with another content than was published, relative to the mirror.
+    damaged: list[str] = field(default_factory=list)
+    # How many bytes were read, because they may have changed or because it was their turn.
+    read: int = 0
 
 
 @final
@@ -67,15 +81,18 @@ class LastPublished:
     """The last published copy; asked for its directories in the order of a walk."""
 
     def __init__(
-        self, copy: StagingCopy, manifest: Manifest, numbers: array[int], compared: int
+        self, copy: StagingCopy, manifest: Manifest | None, stamps: array[int], looked_at: int
     ) -> None:
-        # When all of it was last compared with the data, in seconds since 1970.
-        self.compared = compared
+        # When it was last looked at, in seconds since 1970.
+        self.looked_at: float = looked_at
         self._copy = copy
         self._manifest = manifest
-        self._numbers = numbers
-        # For each line, whether this run found the files of its directory unchanged.
-        self._seen = bytearray(len(numbers) // _NUMBERS)
+        # By the line of the inventory. The time of the last change of each directory, and its sums,
+        # are known only of those that this run has seen unchanged.
+        self._stamps = stamps
+        self._changed = array(_INT64, bytes(8 * len(stamps)))
+        self._sums = [array(_INT64, bytes(8 * len(stamps))) for _ in Sums._fields]
+        self._seen = bytearray(len(stamps))
         self._directories: Iterator[Directory] | None = None
         self._next: Directory | None = None
         self._touched: set[str] = set()
@@ -86,39 +103,35 @@ class LastPublished:
     ) -> LastPublished | None:
         """Return what is known about `copy`, None if nothing is known or it can't be trusted.
 
-        `manifest` is the one that it was published with, None if it was not published.
+        `manifest` is the one that it was published with, None if a run has removed it and has not
+        published another: the inventory is then still that of the last published copy.
         """
-        if manifest is None:
-            return None
         try:
-            header, _, content = (state_directory / KNOWN).read_bytes().partition(b"\n")
-            checksum, when = header.split()
-            compared = int(when)
-            numbers = array(_INT64)
-            numbers.frombytes(content)
-            expected = manifest.inventory_sha256.encode()
-            if not checksum == _checksum(copy.inventory_path) == expected:
-                return None
-        except (OSError, ValueError):
+            checksum, lines = _checksum(copy.inventory_path)
+        except OSError:
             return None
-        totals = sum(numbers[1::_NUMBERS]), sum(numbers[2::_NUMBERS])
-        if len(numbers) % _NUMBERS or totals != (manifest.files, manifest.bytes):
-            return None
-        return cls(copy, manifest, numbers, compared)
+        if manifest and manifest.inventory_sha256 != checksum:
+            manifest = None
+        kept = _kept(state_directory / STAMPS, checksum, lines)
+        if kept:
+            return cls(copy, manifest, *kept)
+        # All of it has to be read, and is then known again.
+        return cls(copy, manifest, array(_INT64, bytes(8 * lines)), 0) if manifest else None
 
-    def look(self) -> bool:
-        """Look at every file, and say whether all is as it was published.
+    def look(self, *, every: float, is_gone: Callable[[str], bool] = lambda _: False) -> Look:
+        """Look at every file, and read what may have changed and what is due.
 
-        Uses the processor and the disk only when nothing else needs them. Runs in a separate thread,
-        because a thread that was made idle stays idle.
+        Each directory is due once in `every` seconds. What `is_gone` from the data is not read: it
+        is going to be removed. Uses the processor and the disk only when nothing else needs them.
+        Runs in a separate thread, because a thread that was made idle stays idle.
         """
-        found: list[bool] = []
+        found: list[Look] = []
         ended = threading.Event()
 
         def look() -> None:
             # An inventory that can't be read any more proves nothing.
             with contextlib.suppress(OSError):
-                found.append(self._look(ended))
+                found.append(self._look(every, is_gone, ended))
 
         looking = threading.Thread(target=look, daemon=True)
         looking.start()
@@ -126,21 +139,62 @@ class LastPublished:
             looking.join()
         finally:
             ended.set()
-        return found == [True]
+        return found[0] if found else Look()
 
-    def _look(self, ended: threading.Event) -> bool:
+    def _look(self, every: float, is_gone: Callable[[str], bool], ended: threading.Event) -> Look:
         processes.make_idle(threading.get_native_id())
-        listed = directories = 0
+        started, limit, result = time.time(), too_young(), Look()
+        listed = directories = unseen = 0
         for number, directory in enumerate(self._read()):
             if ended.is_set():
-                break
+                return Look()
             listed += 1
-            with contextlib.suppress(OSError):
-                sizes, inner = _look_into(f"{self._copy.data}/{directory.path}")
-                self._seen[number] = sizes == directory.files
-                directories += inner
+            try:
+                changed, statuses, inner = _look_into(f"{self._copy.data}/{directory.path}")
+            except OSError:
+                unseen += 1
+                continue
+            directories += inner
+            if is_gone(directory.path):
+                continue
+            now = stamp(statuses)
+            if now != self._stamps[number] or _is_due(
+                directory.path, every, self.looked_at, started
+            ):
+                if not self._is_same(directory, statuses, result, ended):
+                    unseen += 1
+                    continue
+                self._stamps[number] = now
+            self._seen[number] = True
+            self._changed[number] = changed if not inner and changed < limit else 0
+            for column, value in zip(self._sums, directory.sums, strict=True):
+                column[number] = _NONE if value is None else value
+        self.looked_at = started
         # All listed ones are there. As many (without the top one) means that there are no others.
-        return all(self._seen) and directories == listed - 1
+        result.is_as_published = not unseen and directories == listed - 1
+        return result
+
+    def _is_same(
+        self,
+        directory: Directory,
+        statuses: dict[str, os.stat_result],
+        result: Look,
+        ended: threading.Event,
+    ) -> bool:
+        """Hash the files of `directory`, and say whether they are those that were published."""
+        expected = directory.files
+        same = expected.keys() == statuses.keys()
+        for name in expected.keys() & statuses.keys():
+            path = f"{directory.path}/{name}".lstrip("/")
+            content = None
+            if statuses[name].st_size == expected[name].size:
+                result.read += expected[name].size
+                with contextlib.suppress(InvalidCopy):
+                    content = hash_file(f"{self._copy.data}/{path}", is_cancelled=ended.is_set)
+            if content != expected[name].hash:
+                same = False
+                result.damaged.append(path)
+        return same
 
     def find(self, path: str) -> Directory | None:
         """Return directory `path` as it was then, None if it did not exist."""
@@ -168,7 +222,7 @@ class LastPublished:
             self._next = next(self._directories, None)
         return {
             partition.name: partition
-            for partition in self._manifest.partitions
+            for partition in (self._manifest.partitions if self._manifest else ())
             if partition.name not in self._touched
         }
 
@@ -177,35 +231,70 @@ class LastPublished:
 
         Directories that were not seen yet have 0 as the time of their last change.
         """
-        notes = zip(*[iter(self._numbers)] * _NUMBERS, strict=True)
         decoder = json.JSONDecoder()
         with open(self._copy.inventory_path, "rb", opener=files.regular) as lines:
-            for number, (line, note) in enumerate(zip(lines, notes, strict=False)):
-                changed, count, size, counted = note
+            for number, line in enumerate(lines):
                 # Without the files, which are rarely needed.
                 path, _ = decoder.raw_decode(line.decode(), 1)
-                if not self._seen[number]:
-                    changed = 0
-                sums = Sums(count, size, None if counted == _NONE else counted)
-                yield Directory(path, changed=changed, line=line, sums=sums)
+                yield Directory(
+                    path,
+                    stamp=self._stamps[number],
+                    changed=self._changed[number],
+                    line=line,
+                    sums=self._known_sums(number) if self._seen[number] else None,
+                )
+
+    def _known_sums(self, number: int) -> Sums:
+        count, size, counted = (column[number] for column in self._sums)
+        return Sums(count, size, None if counted == _NONE else counted)
 
 
-def _look_into(directory: str) -> tuple[dict[str, int], int]:
-    """Return the size of each file in `directory`, and how many directories are in it."""
-    sizes: dict[str, int] = {}
+def _is_due(path: str, every: float, last: float, now: float) -> bool:
+    """Say whether directory `path` has to be read again in a look at `now`, the one after `last`.
+
+    Each path has its moment in a period of `every` seconds, spread evenly by a hash of it. It is due
+    in the first look after that moment.
+    """
+    moment = xxhash.xxh3_64_intdigest(path.encode()) / (1 << 64) * every
+    return (now - moment) // every != (last - moment) // every
+
+
+def _look_into(directory: str) -> tuple[int, dict[str, os.stat_result], int]:
+    """Return when `directory` last changed, its files in order, and how many directories it has.
+
+    Nanoseconds since 1970. Raises OSError.
+    """
+    changed = os.stat(directory, follow_symlinks=False).st_ctime_ns
     directories = 0
+    statuses: dict[str, os.stat_result] = {}
     with os.scandir(directory) as entries:
-        for entry in entries:
+        for entry in sorted(entries, key=attrgetter("name")):
             if entry.is_dir(follow_symlinks=False):
                 directories += 1
             else:
-                sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
-    return sizes, directories
+                statuses[entry.name] = entry.stat(follow_symlinks=False)
+    return changed, statuses, directories
 
 
-def _checksum(path: Path) -> bytes:
+def _kept(path: Path, checksum: str, lines: int) -> tuple[array[int], int] | None:
+    """Return what the file `path` keeps of the inventory with that `checksum`, None if nothing."""
+    try:
+        header, _, content = path.read_bytes().partition(b"\n")
+        of, when = header.decode().split()
+        looked_at = int(when)
+        stamps = array(_INT64)
+        stamps.frombytes(content)
+    except (OSError, ValueError):
+        return None
+    return (stamps, looked_at) if of == checksum and len(stamps) == lines else None
+
+
+def _checksum(path: Path) -> tuple[str, int]:
+    """Return the SHA-256 of the file `path`, and how many lines it has; raises OSError."""
     digest = hashlib.sha256()
+    lines = 0
     with open(path, "rb", opener=files.regular) as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
-    return digest.hexdigest().encode()
+            lines += chunk.count(b"\n")
+    return digest.hexdigest(), lines

@@ -13,7 +13,7 @@ from vl_borg_hooks.errors import InvalidCopy
 from vl_borg_hooks.system import files
 from vl_borg_hooks.victorialogs.parts import is_part_name
 
-FORMAT: Literal[1] = 1
+FORMAT: Literal[2] = 2
 MANIFEST = "manifest.json"
 # A manifest has a line for each day of logs: a century of days is 4 MB.
 LARGEST_MANIFEST = 16 << 20
@@ -54,7 +54,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     created_by: str = f"vl-borg-hooks {__version__}"
     instance: Shown
     created: Shown
@@ -70,7 +70,7 @@ class Manifest(BaseModel):
     downtime_seconds: float | None
     # When the last changes were copied: see `final_pass` in the config.
     final_pass: Literal["frozen", "stopped"]
-    # Whether the staging copy shared files with the data, as hard links on one filesystem.
+    # Whether the staging copy may have shared files with the data, as hard links on one filesystem.
     linked: bool
     inventory_sha256: str
     # What was not clean about the stop before the final pass, empty if nothing was: then rows that

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from vl_borg_hooks.errors import InvalidCopy
 from vl_borg_hooks.staging.copy import StagingCopy
+from vl_borg_hooks.staging.hashing import hash_file
 from vl_borg_hooks.staging.inventory import Directory
 from vl_borg_hooks.staging.manifest import Manifest, Partition
 from vl_borg_hooks.staging.walk import walk
@@ -43,10 +44,11 @@ class Report:
         return self.manifest
 
 
-def verify(copy: StagingCopy, *, linked: bool | None = None) -> Report:
+def verify(copy: StagingCopy, *, linked: bool | None = None, quick: bool = False) -> Report:
     """Check every directory and file of `copy`; never raises for what is wrong with it.
 
-    `linked` says whether it may share files with the outside, as hard links. If it is None, the
+    With `quick`, the content of files is not read: only names, sizes and VictoriaLogs' own metadata
+    are checked. `linked` says whether it may share files with the outside, as hard links. If it is None, the
     manifest decides that, which is enough if the copy is only looked at.
     """
     report = Report(copy)
@@ -57,7 +59,7 @@ def verify(copy: StagingCopy, *, linked: bool | None = None) -> Report:
         sizes: dict[str, int] = {}
         totals: Counter[str] = Counter()
         present = _counting(noting(walk(copy.data, linked=linked), sizes), totals)
-        for problem in differences(copy.data, present, inventory):
+        for problem in differences(copy.data, present, inventory, quick=quick):
             report.problems.append(problem)
             if len(report.problems) >= LISTED_PROBLEMS:
                 return report
@@ -145,9 +147,17 @@ def _compare_partitions(
 
 
 def differences(
-    data: Path, present: Iterator[Directory], inventory: Iterator[Directory]
+    data: Path,
+    present: Iterator[Directory],
+    inventory: Iterator[Directory],
+    *,
+    quick: bool = False,
 ) -> Iterator[str]:
-    """Yield the differences between what is `present` in `data` and `inventory`, in one order."""
+    """Yield the differences between what is `present` in `data` and `inventory`, in one order.
+
+    With `quick`, only names and sizes are compared. Otherwise every file is read that has the right
+    size. Raises InvalidCopy if one can't be read.
+    """
     listed, found = next(inventory, None), next(present, None)
     while listed or found:
         if listed and (not found or listed.key < found.key):
@@ -157,16 +167,20 @@ def differences(
             yield f"{data / found.path}: is a stray directory, not in the inventory"
             found = next(present, None)
         elif listed and found:
-            yield from _file_differences(data, listed, found)
+            yield from _file_differences(data, listed, found, quick=quick)
             listed, found = next(inventory, None), next(present, None)
 
 
-def _file_differences(data: Path, listed: Directory, found: Directory) -> Iterator[str]:
+def _file_differences(
+    data: Path, listed: Directory, found: Directory, *, quick: bool
+) -> Iterator[str]:
     for name in sorted(listed.files.keys() | found.files.keys()):
         path = data / listed.path / name
         if name not in found.files:
             yield f"{path}: is missing"
         elif name not in listed.files:
             yield f"{path}: is a stray file, not in the inventory"
-        elif found.files[name] != listed.files[name]:
-            yield f"{path}: has {found.files[name]} bytes, should have {listed.files[name]}"
+        elif found.files[name].size != listed.files[name].size:
+            yield f"{path}: has {found.files[name].size} bytes, should have {listed.files[name].size}"
+        elif not quick and hash_file(path) != listed.files[name].hash:
+            yield f"{path}: has another content than when it was backed up"

@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from pathlib import Path
 from typing import Protocol
 
 from vl_borg_hooks.errors import InvalidCopy
-from vl_borg_hooks.staging.inventory import Directory
+from vl_borg_hooks.staging.hashing import hash_file, stamp
+from vl_borg_hooks.staging.inventory import Directory, File
+from vl_borg_hooks.victorialogs.parts import is_part
 
 # VictoriaLogs nests four deep: partitions/YYYYMMDD/datadb/PART.
 DEEPEST = 16
 # The kernel stamps files with the time of its last tick, and some filesystems in whole seconds: a
 # directory that changed this shortly before it was looked at may change again and keep its time.
 TOO_YOUNG_NANOSECONDS = 2_000_000_000
+# They let a program run as another user, or mean nothing on a file: VictoriaLogs sets none of them.
+SPECIAL_BITS = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 
 
 class Before(Protocol):
@@ -33,14 +37,15 @@ class Before(Protocol):
 def walk(root: Path, *, linked: bool = False, before: Before | None = None) -> Iterator[Directory]:
     """Yield `root` and every directory below it, in a fixed order, without following links.
 
-    What was known `before` and has not changed since is taken from there.
+    What was known `before` and has not changed since is taken from there, with its hashes; other
+    files are not read.
 
-    Raises InvalidCopy for links, devices, FIFOs and sockets, for names that can't be printed, for a
+    Raises InvalidCopy for links, devices, FIFOs and sockets, for setuid and setgid files, for names that can't be printed, for a
     tree deeper than any of VictoriaLogs', for what can't be read, and, unless it may be `linked`, for
     hard links to files outside of `root`.
     """
     links: dict[tuple[int, int], list[Path]] = {}
-    too_young = time.time_ns() - TOO_YOUNG_NANOSECONDS
+    limit = too_young()
     pending = [("", 0)]
     while pending:
         path, changed = pending.pop()
@@ -50,7 +55,7 @@ def walk(root: Path, *, linked: bool = False, before: Before | None = None) -> I
             continue
         if path.count("/") >= DEEPEST:
             raise InvalidCopy(f"{root / path}: is nested deeper than {DEEPEST} directories")
-        sizes: dict[str, int] = {}
+        statuses: dict[str, os.stat_result] = {}
         children: list[tuple[str, int]] = []
         try:
             with os.scandir(f"{root}/{path}") as entries:
@@ -63,21 +68,64 @@ def walk(root: Path, *, linked: bool = False, before: Before | None = None) -> I
                     if stat.S_ISDIR(status.st_mode):
                         child = f"{path}/{entry.name}" if path else entry.name
                         children.append((child, status.st_ctime_ns))
-                    elif stat.S_ISREG(status.st_mode):
-                        sizes[entry.name] = status.st_size
+                    elif not stat.S_ISREG(status.st_mode):
+                        raise InvalidCopy(f"{root / path / entry.name}: is not a file or directory")
+                    elif status.st_mode & SPECIAL_BITS:
+                        raise InvalidCopy(
+                            f"{root / path / entry.name}: is setuid, setgid or sticky: "
+                            f"mode {stat.S_IMODE(status.st_mode):04o}"
+                        )
+                    else:
+                        statuses[entry.name] = status
                         if status.st_nlink > 1 and not linked:
                             _note_link(links, status, root / path / entry.name)
-                    else:
-                        raise InvalidCopy(f"{root / path / entry.name}: is not a file or directory")
         except OSError as error:
             raise InvalidCopy(f"{root / path}: can't be read: {error.strerror}") from None
-        if before and (known is None or known.files != sizes):
+        found = Directory(
+            path,
+            {name: File(status.st_size) for name, status in statuses.items()},
+            stamp=stamp(statuses),
+            changed=changed if not children and changed < limit else 0,
+            last=known,
+        )
+        if known and known.stamp == found.stamp:
+            found = known.with_time(found.changed)
+        elif before:
             before.touch(path)
-        is_old = not children and changed < too_young
-        yield Directory(path, sizes, changed=changed if is_old else 0)
+        yield found
         pending += reversed(children)
     for paths in links.values():
         raise InvalidCopy(f"{paths[0]}: is a hard link to a file outside of the copy")
+
+
+def hashed(
+    root: Path, directories: Iterable[Directory], problems: list[str]
+) -> Iterator[Directory]:
+    """Yield `directories` of `root` with the hashes of their files, read if they are not known.
+
+    VictoriaLogs never changes a part, so one that is not as it `last` was is added to `problems`.
+    """
+    for directory in directories:
+        if directory.is_hashed:
+            yield directory
+            continue
+        read = {
+            name: File(file.size, hash_file(f"{root}/{directory.path}/{name}"))
+            for name, file in directory.files.items()
+        }
+        if directory.last and is_part(directory.path):
+            problems += [
+                f"{root / directory.path / name}: is not as it was when it was backed up before, but "
+                "VictoriaLogs never changes a part"
+                for name, file in directory.last.files.items()
+                if name in read and read[name] != file
+            ]
+        yield Directory(directory.path, read, stamp=directory.stamp, changed=directory.changed)
+
+
+def too_young() -> int:
+    """Return the time from which on a change is too young to be told from a later one."""
+    return time.time_ns() - TOO_YOUNG_NANOSECONDS
 
 
 def _note_link(

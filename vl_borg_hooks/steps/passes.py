@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin import hookimpl
@@ -14,17 +15,17 @@ from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.staging.last_published import LastPublished
 from vl_borg_hooks.stop_window.window import refuse_second_stop, stop_window
 from vl_borg_hooks.system.local import LocalHost
-from vl_borg_hooks.transfer import PassResult, rsync
+from vl_borg_hooks.transfer import PassResult, reflink, rsync
+from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import changes, freeze, lock
-from vl_borg_hooks.victorialogs.layout import NOT_COPIED, PARTITIONS
-from vl_borg_hooks.victorialogs.swap import Swap
+from vl_borg_hooks.victorialogs.layout import LOCK_FILE, NOT_COPIED, PARTITIONS
+from vl_borg_hooks.victorialogs.parts import is_part, partition_of
+from vl_borg_hooks.victorialogs.swap import Swap, refuse_planted
 
 # If the final pass is in the stop window, another warm pass is made as long as the last one copied
 # more than this, and less than half of the one before: then less is left for the final pass.
 ENOUGH_BYTES = 16_000_000
 MOST_WARM_PASSES = 5
-# For this long, only what is new is copied; then all of the copy is compared with the data: a week.
-COMPARED_SECONDS = 7 * 24 * 3600
 # More bytes than VictoriaLogs writes by itself in the moment between two passes.
 MUCH_COPIED_BYTES = 16_000_000
 
@@ -33,6 +34,7 @@ MUCH_COPIED_BYTES = 16_000_000
 def make_copy(backup: Backup, hooks: Hooks) -> Copied:
     """Update the staging copy, in two passes around a stop, or in one if found stopped."""
     refuse_second_stop(backup, "make_copy")
+    refuse_planted(backup.host, backup.data_directory)
     passes = Passes(backup)
     try:
         if backup.found is ServiceState.STOPPED:
@@ -50,10 +52,17 @@ class Passes:
         self._last = LastPublished.of(
             backup.staging, backup.last_manifest, backup.records.directory
         )
+        # How the copy shares its bytes with the data: as reflinks if the filesystem has them, between
+        # the subvolumes of one btrfs too, else as hard links.
+        self._reflinks = backup.host.local_path("/") is not None and reflink.is_possible(
+            f"{backup.data_directory}/{LOCK_FILE}", str(backup.staging.data)
+        )
+        self._hard_links = backup.on_one_filesystem and not self._reflinks
+        # Whether there is a copy already, but nothing is known of its content: then a pass reads it.
+        self._is_unknown = self._last is None and (backup.staging.data / PARTITIONS).is_dir()
         # Whether the last copy is still as it was published, so that only what is new has to be
-        # copied; and when all of it was last compared with the data, in seconds since 1970.
+        # copied.
         self.is_as_published = False
-        self.compared: float = 0
         # What the data directory held before the last warm pass, and before the one before that in
         # this run; None if there was none.
         self.listing: changes.Listing | None = None
@@ -71,15 +80,19 @@ class Passes:
 
     def copy_stopped(self, hooks: Hooks) -> Copied:
         """Make the copy of a VictoriaLogs that was found stopped, while we hold its lock."""
+        self._look_at_copy()
         with stop_window(hooks, self._backup):
+            backup = self._backup
+            now = changes.read(backup.host, backup.data_directory)
+            here = self._listed_here() or changes.NOTHING
+            self._share(backup.data_directory, changes.delta(here, now).copied)
             return self._copied(None, self._final_pass())
 
     def copy_around_stop(self, hooks: Hooks) -> Copied:
         """Make the copy of a running VictoriaLogs: most of it before the stop."""
         backup = self._backup
         self._prepare_freezing()
-        if self._last:
-            self._look_at_copy(self._last)
+        self._look_at_copy()
         warm = self.warm_up()
         # Otherwise the kernel may write gigabytes just when VictoriaLogs stops and needs the disk
         # itself.
@@ -115,7 +128,6 @@ class Passes:
             final_pass="frozen" if self._is_frozen else "stopped",
             linked=self._backup.on_one_filesystem,
             last_published=self._last,
-            compared=self.compared,
         )
 
     def _prepare_freezing(self) -> None:
@@ -133,17 +145,40 @@ class Passes:
                 hint="set final_pass: auto, or let this user write there",
             )
 
-    def _look_at_copy(self, last: LastPublished) -> None:
-        """Find out whether the last copy is as it was published: then it is not compared."""
+    def _look_at_copy(self) -> None:
+        """Find out whether the last copy is as it was published: then only what is new is copied.
+
+        A file that is not is removed, so that a pass copies it again, whatever its size and time.
+        """
+        backup, last = self._backup, self._last
+        if last is None:
+            return
         started = time.monotonic()
-        self.is_as_published = last.look()
+        look = last.look(every=backup.instance.reread_seconds, is_gone=self._gone())
         seconds = time.monotonic() - started
-        found = "is as it was published" if self.is_as_published else "has changed since"
-        self._backup.reporter.say(f"the last copy {found}: looked at in {seconds:.2f} s")
-        self.compared = last.compared
-        # Only a comparison finds files of the data that something other than VictoriaLogs changed.
-        if not 0 <= time.time() - last.compared < COMPARED_SECONDS:
-            self.is_as_published = False
+        self.is_as_published = look.is_as_published
+        found = "is as it was published" if look.is_as_published else "has changed since"
+        backup.reporter.say(
+            f"the last copy {found}: looked at in {seconds:.2f} s, {human_bytes(look.read)} read again"
+        )
+        for path in look.damaged:
+            if is_part(os.path.dirname(path)):
+                backup.reporter.warn(
+                    f"{backup.staging.data / path}: is damaged: it is copied again from "
+                    f"{backup.instance.data_path}"
+                )
+            LocalHost().remove_tree(str(backup.staging.data / path))
+
+    def _gone(self) -> Callable[[str], bool]:
+        """Return what says whether a directory of the copy is gone from the data."""
+        backup = self._backup
+        here = self._listed_here()
+        if here is None:
+            return lambda _: False
+        now = changes.read(backup.host, backup.data_directory)
+        parts = set(changes.gone_parts(here, now))
+        partitions = here.partitions - now.partitions
+        return lambda path: path in parts or partition_of(path) in partitions
 
     def warm_up(self) -> PassResult:
         """Make warm passes until little is left for a final pass in the stop window."""
@@ -163,10 +198,12 @@ class Passes:
     def warm_pass(self) -> PassResult:
         """Copy the data while VictoriaLogs runs; merges may remove files meanwhile."""
         backup = self._backup
-        linked, now, here = backup.on_one_filesystem, self.listing, self._listed_here()
-        new = changes.delta(here, now) if here and now else None
-        if not (here and now and new):
+        linked, now, here = self._hard_links, self.listing, self._listed_here()
+        if here is None and self._reflinks:
+            here = changes.NOTHING
+        if here is None or now is None:
             return self._warm(linked=linked)
+        new = changes.delta(here, now)
         if self.is_as_published and not self._has_other_directories(now):
             # Removing comes first: it makes room.
             for path in (*new.removed, *changes.gone_parts(here, now)):
@@ -174,14 +211,14 @@ class Passes:
             # Tables without parts too: their directories must exist, even without a parts.json.
             empty = [path for path, table in now.tables.items() if not table.parts]
             return self._warm_only([*new.copied, *empty], linked=linked)
-        if not linked:
+        if not (linked or self._reflinks):
             return self._warm()
         # rsync needs most of its time to look for files to link to. So that is done first, and only
         # for what is new; then comes a pass over everything, which should find no more to copy.
-        done = self._warm_only(new.copied, linked=True)
+        done = self._warm_only(new.copied, linked=linked)
         everything = self._warm()
         done = everything.after(done)
-        if everything.bytes > MUCH_COPIED_BYTES:
+        if linked and everything.bytes > MUCH_COPIED_BYTES:
             # A merge has ended in between. This pass replaces the copies by links.
             done = self._warm(linked=True).after(done)
         return done
@@ -214,9 +251,20 @@ class Passes:
     def _warm_only(self, paths: Sequence[str], *, linked: bool) -> PassResult:
         return self._warm(only=paths, linked=linked) if paths else PassResult(0, 0, 0)
 
+    def _share(self, source: str, paths: Sequence[str]) -> None:
+        """Make reflinks of `paths` in `source`, if they can be made; rsync then finds them there."""
+        if not self._reflinks:
+            return
+        try:
+            reflink.share(source, str(self._backup.staging.data), paths)
+        except OSError as error:
+            self._backup.reporter.warn(f"what is new is copied: no reflinks: {error.strerror}")
+            self._reflinks = False
+
     def _warm(self, *, only: Sequence[str] | None = None, linked: bool = False) -> PassResult:
         backup = self._backup
-        started = time.time()
+        if only is not None:
+            self._share(backup.data_directory, only)
         result = rsync.copy(
             (backup.host, backup.data_directory),
             (LocalHost(), str(backup.staging.data)),
@@ -224,20 +272,22 @@ class Passes:
             reporter=backup.reporter,
             exclude=NOT_COPIED,
             only=only,
+            checksum=self._is_unknown and only is None,
             linked_to=backup.data_directory if linked else "",
             bwlimit=backup.instance.warm.bwlimit or "",
             idle=True,
             vanishing=True,
         )
         if only is None:
-            self.compared = started
+            self._is_unknown = False
         return result
 
     def _final_pass(self) -> PassResult:
         """Copy what has changed; it can't change any more, so a file that vanishes is an error."""
         backup = self._backup
-        started = time.time()
         source = self._frozen if self._is_frozen else backup.data_directory
+        if self._delta:
+            self._share(source, self._delta.copied)
         result = rsync.copy(
             (backup.host, source),
             (LocalHost(), str(backup.staging.data)),
@@ -245,12 +295,10 @@ class Passes:
             reporter=backup.reporter,
             exclude=NOT_COPIED,
             only=self._delta.copied if self._delta else None,
-            linked_to=source if backup.on_one_filesystem else "",
+            checksum=self._is_unknown,
+            linked_to=source if self._hard_links else "",
             timeout=backup.remaining_downtime(),
         )
-        if self._delta is None:
-            self.compared = started
-            return result
-        for path in self._delta.removed:
+        for path in self._delta.removed if self._delta else ():
             LocalHost().remove_tree(str(backup.staging.data / path))
         return result

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timezone
 
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.plugin import hookimpl
 from vl_borg_hooks.plugin.context import Backup, Copied
 from vl_borg_hooks.staging import verify
-from vl_borg_hooks.staging.last_published import Notes
+from vl_borg_hooks.staging.last_published import LastPublished, Notes
 from vl_borg_hooks.staging.manifest import Manifest
-from vl_borg_hooks.staging.walk import walk
+from vl_borg_hooks.staging.walk import hashed, walk
 from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.victorialogs import parts
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
@@ -19,22 +20,31 @@ from vl_borg_hooks.victorialogs.layout import PARTITIONS
 @hookimpl(specname="publish")
 def publish_copy(backup: Backup, copied: Copied) -> Manifest:
     """Check the staging copy by VictoriaLogs' own metadata and publish it; raises InvalidCopy."""
-    staging, last = backup.staging, copied.last_published
+    staging = backup.staging
+    last = copied.last_published or _look_at_copy(backup)
+    looked_at = last.looked_at if last else time.time()
     # Parts that no parts.json lists: merged since the warm pass, or left by a killed server.
     # VictoriaLogs removes such parts itself when it starts, and empty partitions.
     for stray in [*parts.stray_parts(staging.data), *parts.empty_partitions(staging.data)]:
         LocalHost().remove_tree(str(stray))
     sizes: dict[str, int] = {}
     notes = Notes()
-    present = notes.taking(walk(staging.data, linked=True, before=last))
-    totals = staging.write_inventory(verify.noting(present, sizes))
+    damaged: list[str] = []
     problems: list[str] = []
+    present = hashed(staging.data, walk(staging.data, linked=True, before=last), damaged)
+    totals = staging.write_inventory(verify.noting(notes.taking(present), sizes))
     unchanged = last.partitions() if last else {}
     partitions = verify.partitions(staging.data, problems, sizes, unchanged)
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if damaged:
         raise InvalidCopy(
-            f"the staging copy is not consistent: {problems[0]}{more}",
+            f"the data is damaged: {_first(damaged)}",
+            hint=f"extract it from an older archive and put it in place of the file in "
+            f"{backup.instance.data_path}, with VictoriaLogs stopped; or, to back it up as it is, "
+            f"remove {staging.inventory_path}",
+        )
+    if problems:
+        raise InvalidCopy(
+            f"the staging copy is not consistent: {_first(problems)}",
             hint="run it again; if it fails again, the data directory itself is damaged",
         )
     LocalHost().sync(str(staging.path))
@@ -57,9 +67,22 @@ def publish_copy(backup: Backup, copied: Copied) -> Manifest:
         inventory_sha256=totals.sha256,
         unclean_stop=backup.stop.unclean,
     )
+    staging.use_new_inventory()
     staging.publish(manifest)
-    notes.keep(backup.records.directory, totals.sha256, copied.compared)
+    notes.keep(backup.records.directory, totals.sha256, looked_at)
     return manifest
+
+
+def _look_at_copy(backup: Backup) -> LastPublished | None:
+    """Return what is known of the last published copy, looked at now, None if nothing is known."""
+    last = LastPublished.of(backup.staging, backup.last_manifest, backup.records.directory)
+    if last:
+        last.look(every=backup.instance.reread_seconds)
+    return last
+
+
+def _first(problems: list[str]) -> str:
+    return problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
 
 
 def _server_version(backup: Backup) -> str:

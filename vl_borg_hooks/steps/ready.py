@@ -19,6 +19,7 @@ from vl_borg_hooks.transfer import rsync
 from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import flags
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
+from vl_borg_hooks.victorialogs.swap import refuse_planted
 
 
 @hookimpl
@@ -31,6 +32,7 @@ def backup_checks(backup: Backup) -> Iterator[Check]:
         return
     data_path = check("data path", lambda: _data_path(backup))
     yield data_path
+    yield check("working directory", lambda: _working_directory(backup))
     service = check("service manager", lambda: _service(backup))
     yield service
     yield check("url", lambda: _url(backup))
@@ -59,6 +61,7 @@ def restore_checks(restore: Restore) -> Iterator[Check]:
     state = check("VictoriaLogs", lambda: _found_for_restore(restore))
     yield state
     yield check("url", lambda: _url(restore))
+    yield check("working directory", lambda: _working_directory(restore))
     yield check("room", lambda: _room(restore))
     yield check("owner", lambda: _owner(restore))
     if state.ok:
@@ -92,6 +95,11 @@ def _data_path(backup: Backup) -> str:
             hint="data_path should be what -storageDataPath of VictoriaLogs says",
         )
     return f"{backup.instance.data_path} is a VictoriaLogs data directory"
+
+
+def _working_directory(target: Target) -> str:
+    refuse_planted(target.host, target.data_directory)
+    return f"{target.working_directory} is ours, or not there"
 
 
 def _service(target: Target) -> str:

@@ -18,13 +18,14 @@ from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import PassResult, rsync
 from vl_borg_hooks.victorialogs import lock
 from vl_borg_hooks.victorialogs.layout import NOT_COPIED
-from vl_borg_hooks.victorialogs.swap import Swap, present
+from vl_borg_hooks.victorialogs.swap import Swap, present, refuse_planted
 
 
 @hookimpl
 def put_in_place(restore: Restore, hooks: Hooks) -> PassResult:
     """Put the copy beside the data, exchange the two in a stop window, and prove the result."""
     window.refuse_second_stop(restore, "put_in_place")
+    refuse_planted(restore.host, restore.data_directory)
     swap = Swap(restore.host, restore.data_directory)
     swap.discard_leftovers()
     try:
@@ -72,26 +73,39 @@ def _place(restore: Restore, incoming: str) -> PassResult:
             host.set_owner(restore.data_directory, owner)
     lock.ensure_file(host, restore.data_directory)
     host.make_directory(incoming, 0o755)
-    result = rsync.copy(
-        (LocalHost(), str(restore.copy.data)),
-        (host, incoming),
-        name="restore pass",
-        reporter=restore.reporter,
-        exclude=NOT_COPIED,
-        owner=str(owner) if owner else "",
-    )
+    result = _copy(restore, incoming)
     if owner:
         host.set_owner(incoming, owner)
     return result
 
 
+def _copy(restore: Restore, incoming: str, *, checksum: bool = False) -> PassResult:
+    """Make `incoming` equal to the copy; with `checksum`, by content."""
+    return rsync.copy(
+        (LocalHost(), str(restore.copy.data)),
+        (restore.host, incoming),
+        name="restore pass",
+        reporter=restore.reporter,
+        exclude=NOT_COPIED,
+        checksum=checksum,
+        owner=str(restore.owner) if restore.owner else "",
+    )
+
+
 def _check_placed(restore: Restore, placed: str) -> None:
-    """Raise InvalidCopy if `placed` is not what was verified; not checked on another machine."""
+    """Read what is in `placed`, and raise InvalidCopy if it is not what was backed up."""
     incoming = restore.host.local_path(placed)
-    if incoming is not None:
-        inventory = restore.copy.read_inventory(restore.manifest.inventory_sha256)
-        for problem in differences(incoming, walk(incoming), inventory):
-            raise InvalidCopy(f"the copy changed while it was restored: {problem}")
+    if incoming is None:
+        # There, rsync reads it. The copy here was read when it was verified.
+        if _copy(restore, placed, checksum=True).files:
+            raise InvalidCopy(f"the copy changed while it was restored: {restore.copy.path}")
+        return
+    inventory = restore.copy.read_inventory(restore.manifest.inventory_sha256)
+    for problem in differences(incoming, walk(incoming), inventory):
+        raise InvalidCopy(
+            f"what was placed is not what was backed up: {problem}",
+            hint=f"run: vl-borg-hooks verify {restore.copy.path}",
+        )
 
 
 def _exchange(hooks: Hooks, restore: Restore) -> None:

@@ -72,6 +72,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise OperatorError(f"could not write {path}: {error.strerror}") from None
 
 
+def replace(new: Path, path: Path) -> None:
+    """Rename `new` to `path`; raises OperatorError."""
+    try:
+        os.replace(new, path)
+    except OSError as error:
+        raise OperatorError(f"could not write {path}: {error.strerror}") from None
+
+
 def remove(path: Path) -> None:
     """Remove the file `path` for good, also after a power loss; no error if it is missing."""
     try:
@@ -83,20 +91,32 @@ def remove(path: Path) -> None:
         raise OperatorError(f"could not remove {path}: {error.strerror}") from None
 
 
-def private_directory(path: Path) -> None:
+def private_directory(path: Path, *, holds: frozenset[str] = frozenset()) -> None:
     """Create directory `path`, for us only, if it is missing.
 
+    If it is ours, open to others, and has nothing in it but what it `holds`, it is closed to them.
     Raises OperatorError if it can't be made, or if users other than root and us could write to it.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.stat()
+        is_open = stat.S_IMODE(status.st_mode) != 0o700
+        if is_open and status.st_uid == os.geteuid() and holds and holds >= {*os.listdir(path)}:
+            path.chmod(0o700)
+            return
     except OSError as error:
         raise OperatorError(f"could not create {path}: {error.strerror}") from None
     if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
         raise OperatorError(
             f"{path} can be written by others", hint=f"run: chown root {path}; chmod 700 {path}"
         )
+
+
+def nearest_device(path: Path) -> int:
+    """Return the filesystem that `path` is on, or will be on when it is made."""
+    while not path.exists():
+        path = path.parent
+    return path.stat().st_dev
 
 
 def private(path: str, flags: int) -> int:

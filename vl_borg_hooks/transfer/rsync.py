@@ -51,6 +51,8 @@ ARGUMENTS = (
     "--links",
     "--perms",
     "--times",
+    # A setuid file of another user would become one of the user that we run as, root mostly.
+    "--chmod=ug-s,-t",
     "--modify-window=-1",
     # VictoriaLogs' files are written once under new names: there is no old version to
     # make a delta from, and --inplace would write through hard links.
@@ -76,6 +78,7 @@ def copy(
     reporter: Reporter,
     exclude: Sequence[str] = (),
     only: Sequence[str] | None = None,
+    checksum: bool = False,
     linked_to: str = "",
     owner: str = "",
     bwlimit: str = "",
@@ -87,6 +90,7 @@ def copy(
 
     `name` is what messages call this pass; `exclude` are rsync patterns, which are neither copied
     nor deleted. With `only`, just these paths in `source` are copied, and nothing is deleted.
+    With `checksum`, files are compared by their content, and not by size and time.
     `linked_to` is a directory on the destination's filesystem: what is the same there is linked
     and not copied. `owner` is `USER:GROUP` for all that is written. `idle` makes rsync use only
     time that nothing else needs; `vanishing` says that files may vanish from the source meanwhile.
@@ -95,6 +99,8 @@ def copy(
     Raises CommandFailed.
     """
     argv = [*ARGUMENTS, *(f"--exclude={pattern}" for pattern in exclude)]
+    if checksum:
+        argv.append("--checksum")
     if linked_to:
         argv.append(f"--link-dest={linked_to}")
     if bwlimit:

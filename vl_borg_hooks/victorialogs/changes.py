@@ -17,7 +17,6 @@ from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.system.hosts import Host, Tree
 from vl_borg_hooks.victorialogs.layout import (
     DATADB,
-    DELETE_TASKS,
     INDEXDB,
     NOT_REPLACED,
     PARTITIONS,
@@ -49,15 +48,16 @@ class Listing:
     tables: dict[str, Table]
     # Files and directories that are neither parts nor partitions, such as delete_tasks.json.
     others: frozenset[str]
-    # When the listing was begun, 0 if the data's clock is not ours, and when DELETE_TASKS last
-    # changed: nanoseconds since 1970.
+    # When the listing was begun, in nanoseconds since 1970; 0 if the data's clock is not ours.
     taken: int = 0
-    deletions: int = 0
 
     @property
     def partitions(self) -> frozenset[str]:
         """The names of the partitions."""
         return frozenset(path.split("/")[1] for path in self.tables)
+
+
+NOTHING = Listing({}, frozenset())
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,8 @@ def read(host: Host, data_directory: str, before: Listing | None = None) -> List
         raise OperatorError(f"could not list {data_directory}: {error}") from None
 
 
-def delta(before: Listing, now: Listing) -> Delta | None:
-    """Return what has to be copied and removed to get from `before` to `now`.
-
-    None if rows were deleted meanwhile: newer versions note that in parts that exist already.
-    """
-    if now.deletions != before.deletions:
-        return None
+def delta(before: Listing, now: Listing) -> Delta:
+    """Return what has to be copied and removed to get from `before` to `now`."""
     copied = sorted(now.others)
     for path, table in sorted(now.tables.items()):
         known = before.tables.get(path)
@@ -138,7 +133,7 @@ def _read(tree: Tree, before: Listing | None) -> Listing:
                 table = table if table and table.parts == parts else Table(parts, modified)
             tables[path] = table
     others = frozenset(_others(tree, looked_into, before))
-    return Listing(tables, others, tree.taken, _deletions(tree))
+    return Listing(tables, others, tree.taken)
 
 
 def _parts(tree: Tree, table: str) -> tuple[str, ...]:
@@ -168,11 +163,3 @@ def _others(tree: Tree, looked_into: set[str], before: Listing | None) -> Iterat
         top, _, rest = path.partition("/")
         if top == PARTITIONS and rest.partition("/")[0] not in looked_into:
             yield path
-
-
-def _deletions(tree: Tree) -> int:
-    """Return when rows were last deleted, 0 if never."""
-    try:
-        return tree.modified(DELETE_TASKS)
-    except FileNotFoundError:
-        return 0

@@ -16,10 +16,7 @@ PARTS_FILE = "parts.json"
 PART_METADATA = "metadata.json"
 # Snapshots that newer versions keep inside each partition: hard links to parts, kept by the server.
 SNAPSHOTS = "snapshots"
-# Written into a part after it was finished, when rows are deleted: the only file of a part that
-# its CompressedSizeBytes doesn't count (datadb.go of versions that can delete rows).
-DELETED_ROWS = "deleted_rows.bin"
-# Which rows are to be deleted, and were; in the data directory itself, if the version can delete.
+# Which rows are to be deleted; in the data directory itself, if the version can delete.
 DELETE_TASKS = "delete_tasks.json"
 # Ours, in the data directory because it must be on the data's own filesystem. VictoriaLogs ignores
 # unknown entries beside partitions/.

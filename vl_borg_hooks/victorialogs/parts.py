@@ -18,7 +18,6 @@ from vl_borg_hooks.errors import InvalidCopy
 from vl_borg_hooks.system.files import read_json
 from vl_borg_hooks.victorialogs.layout import (
     DATADB,
-    DELETED_ROWS,
     INDEXDB,
     PART_METADATA,
     PARTITION_NAME,
@@ -83,15 +82,20 @@ def partition_of(path: str) -> str:
     return names[1] if names[0] == PARTITIONS and len(names) > 1 else ""
 
 
+def is_part(path: str) -> bool:
+    """Say whether `path`, relative to the data directory, is a part: a directory that never changes."""
+    names = path.split("/")
+    return len(names) == 4 and names[0] == PARTITIONS and names[2] in (DATADB, INDEXDB)
+
+
 def counted_bytes(path: str, files: Mapping[str, int]) -> int | None:
     """Return what the `files` of the part at `path` add up to as its metadata counts them.
 
     `path` is relative to the data directory; None if its metadata does not count bytes.
     """
-    names = path.split("/")
-    if len(names) != 4 or names[0] != PARTITIONS or names[2] != DATADB:
+    if not is_part(path) or path.split("/")[2] != DATADB:
         return None
-    return sum(size for name, size in files.items() if name not in (PART_METADATA, DELETED_ROWS))
+    return sum(size for name, size in files.items() if name != PART_METADATA)
 
 
 def summarize(

@@ -77,6 +77,24 @@ class Swap:
         self._host.rename(f"{self._data}/{name}", f"{self.incoming}/{name}")
 
 
+def refuse_planted(host: Host, data_directory: str) -> None:
+    """Raise OperatorError if our working directory in `data_directory` is not ours.
+
+    Who may write to the data could put a link there, or a directory of their own.
+    """
+    path = f"{data_directory}/{WORKING_DIRECTORY}"
+    owner = host.owner(path)
+    if owner is None:
+        return
+    if not host.is_directory(path):
+        raise OperatorError(f"{path} on {host.name} is a link or a file", hint="remove it")
+    if owner.user != host.effective_user():
+        raise OperatorError(
+            f"{path} on {host.name} belongs to user {owner.user}, and not to us",
+            hint="see what is in it, and remove it",
+        )
+
+
 def present(host: Host, data_directory: str) -> list[str]:
     """Return the names in `data_directory` that a restore replaces."""
     return [name for name in host.entries(data_directory) if name not in NOT_REPLACED]
