@@ -256,6 +256,9 @@ class FakeHost(LocalHost):
         self.owners = owners or {}
         self.users = users or {}
 
+    def watch(self, process: int) -> None:
+        return None
+
     def free_bytes(self, path: str) -> int:
         return self.free
 

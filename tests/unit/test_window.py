@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts.fakes import Clock, FakeClient, FakeHooks, FakeService, no_guard, with_client
+from tests.parts.fakes import (
+    Clock,
+    FakeClient,
+    FakeHooks,
+    FakeHost,
+    FakeService,
+    no_guard,
+    with_client,
+)
 from tests.support import make_backup, said
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Backup
@@ -26,6 +34,7 @@ from vl_borg_hooks.stop_window.window import (
     stop_window,
     watch,
 )
+from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.victorialogs import lock
 
 STOP_TIMEOUT, START_TIMEOUT = 0.5, 5.5
@@ -262,7 +271,26 @@ def test_healthy_is_who_holds_the_lock_and_answers(
     assert service.is_healthy(world.backup) is (holds and answers is not False)
 
 
+@pytest.mark.parametrize(
+    ("status", "said_of_it"), [(255, "exit status 255"), (-9, "killed by signal 9")]
+)
+def test_the_kernel_is_asked_how_it_ended_if_it_can_tell(
+    world: World, monkeypatch: pytest.MonkeyPatch, status: int, said_of_it: str
+) -> None:
+    """Then nobody has to be asked in the window."""
+    monkeypatch.setattr(LocalHost, "watch", lambda *_: lambda: status)
+
+    def ask() -> None:
+        pytest.fail("the service manager was asked")
+
+    monkeypatch.setattr(world.service, "ask_how_it_ended", ask)
+    with world.window():
+        pass
+    assert world.backup.stop.unclean == said_of_it
+
+
 def test_how_it_ended_is_told_and_kept_if_that_was_not_clean(world: World) -> None:
+    world.backup.host = FakeHost()
     world.service.end = "exit status 137"
     with said() as lines, world.window():
         pass
@@ -275,6 +303,7 @@ def test_how_it_ended_need_not_be_known(world: World, monkeypatch: pytest.Monkey
     def fail() -> str:
         raise OperatorError("no answer")
 
+    world.backup.host = FakeHost()
     for answer in (lambda: fail, fail, lambda: None):
         monkeypatch.setattr(world.service, "ask_how_it_ended", answer)
         with said() as lines, world.window():

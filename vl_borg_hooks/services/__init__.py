@@ -9,8 +9,8 @@ from typing import TypeAlias
 
 from vl_borg_hooks.system.hosts import Host, Owner
 
-# How long the answer to how VictoriaLogs ended may take: it is waited for in the stop window.
-ENDED_SECONDS = 0.5
+# How long the answer to how VictoriaLogs ended may take; VictoriaLogs runs again meanwhile.
+ENDED_SECONDS = 10
 
 
 class ServiceState(Enum):
@@ -59,8 +59,9 @@ class ServiceManager(ABC):
     def ask_how_it_ended(self) -> Callable[[], str] | None:
         """Begin to ask how the VictoriaLogs that has just stopped ended; None if nobody can tell.
 
-        What is returned waits for the answer, and returns what was not clean about the stop, or
-        nothing. Both are called in the stop window: this must not wait for anything.
+        Called in the stop window, so it must not wait for anything. What is returned is called
+        after the next start was asked for: it waits for the answer, and returns what was not clean
+        about the stop, or nothing if nothing was or if it is not known.
         """
         return None
 

@@ -101,17 +101,16 @@ class Systemd(ServiceManager):
     def ask_how_it_ended(self) -> Callable[[], str] | None:
         """Begin to ask for the unit's result, and the exit status of its main process.
 
-        They are gone after the next start.
+        The next start clears them. systemd works through what it is asked in order, and is asked for
+        that start later, by another systemctl.
         """
         argv = self._argv("show", "--property=Result,ExecMainCode,ExecMainStatus")
         asked = self._host.begin(argv)
 
         def answer() -> str:
             said = _properties(processes.output(asked, ENDED_SECONDS))
-            # systemd.exec(5): 0 is the code of a process that has not ended yet.
-            if said.get("ExecMainCode", "0") == "0":
-                said = self._properties("Result", "ExecMainCode", "ExecMainStatus")
-            if said.get("ExecMainCode") == "0" or said.get("Result") == "success":
+            # 0 is the code of a process that has not ended: of the one before, or of the next.
+            if said.get("ExecMainCode", "0") == "0" or said.get("Result") == "success":
                 return ""
             return ", ".join(f"{name}={value}" for name, value in said.items())
 

@@ -57,6 +57,7 @@ def stop_window(hooks: Hooks, target: Target, *, settle: bool = True) -> Iterato
         was_asked = _was_asked(target, server)
         target.records.note(Journal(target.command, found_running=True, detached=target.detached))
         failed: BaseException | None = None
+        ended = _watch(target, server)
         try:
             target.stop.asked_at = time.monotonic()
             target.stop.is_open = True
@@ -64,7 +65,8 @@ def stop_window(hooks: Hooks, target: Target, *, settle: bool = True) -> Iterato
                 hooks.stop_service(target)
             if server is None:
                 _wait_for_service(target)
-            with locked(target), _learning_how_it_ended(target):
+            with locked(target):
+                ended = ended or _ask_how_it_ended(target)
                 _refuse_url_of_another(target)
                 yield
         except BaseException as error:
@@ -72,7 +74,10 @@ def stop_window(hooks: Hooks, target: Target, *, settle: bool = True) -> Iterato
             raise
         finally:
             with signals.held_back():
-                _bring_back_after(hooks, target, failed)
+                try:
+                    _bring_back_after(hooks, target, failed)
+                finally:
+                    _tell_how_it_ended(target, ended)
                 if settle:
                     clear_journal(target)
 
@@ -130,27 +135,42 @@ def _wait_for_service(target: Target) -> None:
         time.sleep(POLL_SECONDS)
 
 
-@contextlib.contextmanager
-def _learning_how_it_ended(target: Target) -> Iterator[None]:
-    """Ask the service manager beside the block how VictoriaLogs ended, and warn if not cleanly.
+def _watch(target: Target, server: int | None) -> Callable[[], str] | None:
+    """Return what tells what was not clean about the end of `server`; None if the kernel can't.
 
     The lock shows only that it has ended. An open request, such as a live tail, can make it give up
-    what it has in memory. What can't be found out is not an error.
+    what it has in memory.
     """
-    answer: Callable[[], str] | None = None
+    ended = target.host.watch(server) if server else None
+    if ended is None:
+        return None
+
+    def answer() -> str:
+        status = ended()
+        if not status:
+            return ""
+        return f"exit status {status}" if status > 0 else f"killed by signal {-status}"
+
+    return answer
+
+
+def _ask_how_it_ended(target: Target) -> Callable[[], str] | None:
+    """Begin to ask the service manager how VictoriaLogs ended; what can't be asked is no error."""
     with contextlib.suppress(OperatorError, OSError):
-        answer = target.service.ask_how_it_ended()
-    try:
-        yield
-    finally:
-        if answer:
-            with contextlib.suppress(OperatorError, OSError):
-                target.stop.unclean = printable(answer())
-        if target.stop.unclean:
-            target.reporter.warn(
-                f"VictoriaLogs did not stop cleanly ({target.stop.unclean}): rows that it had taken "
-                "in and not yet written may be lost; see what its log says about the stop"
-            )
+        return target.service.ask_how_it_ended()
+    return None
+
+
+def _tell_how_it_ended(target: Target, answer: Callable[[], str] | None) -> None:
+    """Wait for the answer, now that VictoriaLogs runs again, and warn if it did not end cleanly."""
+    if answer:
+        with contextlib.suppress(OperatorError, OSError):
+            target.stop.unclean = printable(answer())
+    if target.stop.unclean:
+        target.reporter.warn(
+            f"VictoriaLogs did not stop cleanly ({target.stop.unclean}): rows that it had taken in "
+            "and not yet written may be lost; see what its log says about the stop"
+        )
 
 
 def _refuse_url_of_another(target: Target) -> None:

@@ -6,7 +6,7 @@ package asks which of the two a host is.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,13 @@ class Host(Protocol):
 
     def begin(self, argv: Sequence[str]) -> Beside:
         """Begin to run `argv` there, with its three streams as pipes; raises OSError."""
+
+    def watch(self, process: int) -> Callable[[], int | None] | None:
+        """Return what tells, once, how `process` there has ended; None if nothing can.
+
+        That returns its exit status, the negative number of the signal that killed it, or None if it
+        is not known.
+        """
 
     def has_command(self, name: str) -> bool:
         """Say whether a program called `name`, or at that path, can be run there."""

@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -72,6 +72,10 @@ class LocalHost:
     def begin(self, argv: Sequence[str]) -> Beside:
         """Begin to run `argv`, with its three streams as pipes; raises OSError."""
         return processes.beside(argv, talks=True)
+
+    def watch(self, process: int) -> Callable[[], int | None] | None:
+        """Return what tells, once, how `process` has ended; None if the kernel is too old."""
+        return processes.watch(process)
 
     def has_command(self, name: str) -> bool:
         """Say whether a program called `name`, or at that path, can be run."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
+import struct
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,6 +14,12 @@ from typing import TypeAlias
 
 # prctl(2) PR_SET_PDEATHSIG, from linux/prctl.h.
 PR_SET_PDEATHSIG = 1
+
+# From linux/pidfd.h: the ioctl, what it is asked for, and the first size of its structure, which
+# begins with a mask and ends with the exit code.
+PIDFD_GET_INFO = 0xC040FF0B
+PIDFD_INFO_EXIT = 1 << 3
+PIDFD_INFO_BYTES = 64
 
 # A process that runs beside us.
 Beside: TypeAlias = "subprocess.Popen[str]"
@@ -58,6 +66,45 @@ def output(process: Beside, seconds: float) -> str:
         except subprocess.TimeoutExpired:
             process.kill()
             return ""
+
+
+def watch(pid: int) -> Callable[[], int | None] | None:
+    """Return what tells how process `pid`, which need not be ours, has ended; None if nothing can.
+
+    That returns its exit status, the negative number of the signal that killed it, or None if it has
+    not ended or its parent has not asked for its status. It is to be called once. Only Linux 6.15
+    and newer tell it.
+    """
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:
+        _pidfd_info(descriptor)
+    except OSError:
+        os.close(descriptor)
+        return None
+
+    def ended() -> int | None:
+        try:
+            mask, status = _pidfd_info(descriptor)
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+        return os.waitstatus_to_exitcode(status) if mask & PIDFD_INFO_EXIT else None
+
+    return ended
+
+
+def _pidfd_info(descriptor: int) -> tuple[int, int]:
+    """Return the mask of `struct pidfd_info` and its exit code; raises OSError."""
+    info = bytearray(PIDFD_INFO_BYTES)
+    struct.pack_into("=Q", info, 0, PIDFD_INFO_EXIT)
+    fcntl.ioctl(descriptor, PIDFD_GET_INFO, info)
+    (mask,) = struct.unpack_from("=Q", info, 0)
+    (status,) = struct.unpack_from("=i", info, PIDFD_INFO_BYTES - 4)
+    return mask, status
 
 
 def make_idle(pid: int) -> None:

@@ -178,6 +178,10 @@ class SshHost:
         """Begin to run `argv` there, with its three streams as pipes; raises OSError."""
         return processes.beside(self.argv(argv), talks=True)
 
+    def watch(self, process: int) -> None:
+        """Return None: it would take a program there that watches."""
+        return
+
     def has_command(self, name: str) -> bool:
         """Say whether a program called `name`, or at that path, can be run there."""
         # The login shell's own: POSIX has `command -v` in every shell.
