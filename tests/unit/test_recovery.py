@@ -172,6 +172,15 @@ def test_data_that_was_brought_back_is_not_undone_again_if_the_start_fails(kille
     assert not killed.working.exists()
 
 
+def test_a_status_command_that_cannot_tell_keeps_nothing_down(killed: Killed) -> None:
+    killed.swap(found_running=True)
+    killed.service.says = OperatorError("exit status 4")
+    assert killed.recover()
+    assert killed.service.running
+    assert tree(killed.data) == killed.before
+    assert killed.target.records.journal() is None
+
+
 def test_a_start_that_fails_is_still_owed(killed: Killed) -> None:
     killed.note("before-create", found_running=True)
     killed.service.refusals = ["exit status 2"] * 100

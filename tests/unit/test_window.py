@@ -544,6 +544,17 @@ def test_what_a_restore_started_is_stopped_and_has_let_go_of_the_lock(world: Wor
     assert world.service.asked == ["stop"]
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_what_cannot_tell_whether_it_runs_is_not_needed_to_stop_it_again(
+    world: World, *, running: bool
+) -> None:
+    if not running:
+        world.service.die()
+    world.service.says = OperatorError("exit status 4")
+    stop_again(world.backup)
+    assert world.service.asked == (["stop"] if running else [])
+
+
 def test_a_lock_that_is_free_in_time_ends_the_wait_for_the_stop(world: World) -> None:
     world.backup.stop.is_open = True
     world.clock.after(0.3, world.service.die)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.runs.records import Journal
+from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.stop_window import window
 from vl_borg_hooks.victorialogs.swap import Swap
 
@@ -34,5 +35,6 @@ def recover(hooks: Hooks, target: Target) -> bool:
         window.stop_again(target)
     swap.clean_up()
     window.clear_journal(target)
-    target.reporter.say(f"VictoriaLogs is {target.service.state().value} again, as it was found")
+    state = ServiceState.RUNNING if journal.found_running else ServiceState.STOPPED
+    target.reporter.say(f"VictoriaLogs is {state.value} again, as it was found")
     return True

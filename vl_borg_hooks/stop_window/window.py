@@ -267,7 +267,12 @@ def _detach_again(target: Target) -> None:
 
 def stop_again(target: Target) -> None:
     """Stop a VictoriaLogs that a restore started and that was found stopped, if it runs."""
-    if target.service.state() is ServiceState.RUNNING:
+    try:
+        runs = target.service.state() is ServiceState.RUNNING
+    except OperatorError:
+        # A status command that can't tell must not keep VictoriaLogs from being brought back.
+        runs = lock.is_held(target.host, target.data_directory)
+    if runs:
         server = lock.holder(target.host, target.data_directory)
         if not _was_asked(target, server):
             target.service.stop()
