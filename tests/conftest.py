@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +88,8 @@ def docker() -> Iterator[Docker]:
 
 def pytest_configure() -> None:
     """End at once if $VICTORIA_LOGS is set to something that is not VictoriaLogs."""
+    # As Ctrl-C does: what the parts have mounted and started is ended by them.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         find()
     except Unusable as error:

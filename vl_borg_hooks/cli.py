@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vl_borg_hooks import __version__
-from vl_borg_hooks.errors import OperatorError, printable, unexpected
+from vl_borg_hooks.errors import printable
 from vl_borg_hooks.system import log, signals
 from vl_borg_hooks.system.log import logger
 
@@ -32,12 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output is gone, so nobody would see a report.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except signals.Interrupted as interrupted:
-        logger.error("%s", interrupted.error)
-        return interrupted.error.exit_status
-    except Exception as caught:  # noqa: BLE001 - the outermost: an operator always gets a line
-        error = caught if isinstance(caught, OperatorError) else unexpected(caught)
-        if arguments.verbosity > 1:
+    except (signals.Interrupted, Exception) as caught:  # noqa: BLE001 - an operator always gets a line
+        error = signals.failure(caught)
+        if arguments.verbosity > 1 and not isinstance(caught, signals.Interrupted):
             traceback.print_exc()
         logger.error("%s", error)
         return error.exit_status
@@ -102,8 +99,10 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _recover(arguments: argparse.Namespace) -> int:
     from vl_borg_hooks.actions import recover
 
-    recover.recover_all(*_selected(arguments), wait=arguments.wait)
-    return 0
+    done = recover.recover_all(
+        *_selected(arguments), wait=arguments.wait, dry_run=arguments.dry_run
+    )
+    return 0 if done else 1
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -219,7 +218,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     recover = add("recover", _recover, "finish what a killed run left; safe at any time")
     recover.add_argument(
-        "--wait", action="store_true", help="first wait until the current run has ended"
+        "--wait",
+        action="store_true",
+        help="wait until the current run has ended, and try until nothing is left to finish",
     )
     status = add("status", _status, "instances, their state and their staging copies")
     status.add_argument("--json", action="store_true", help="print JSON")

@@ -155,6 +155,11 @@ class Instance(_Model):
         remote = _REMOTE.fullmatch(self.data_path)
         return remote["path"] if remote else self.data_path
 
+    @property
+    def longest_recovery(self) -> float:
+        """How long one try to bring VictoriaLogs back may take: a stop, a start, and our own work."""
+        return self.stop_timeout + self.start_timeout + 30
+
 
 class Config(_Model):
     """The whole file."""

@@ -38,7 +38,7 @@ class InvalidCopy(OperatorError):
     """A staging or extracted copy that is damaged, incomplete or not one of ours."""
 
 
-def unexpected(error: Exception) -> OperatorError:
+def unexpected(error: BaseException) -> OperatorError:
     """Return an error that was not expected, as the operator reads it."""
     return OperatorError(
         f"unexpected {type(error).__name__}: {error}",

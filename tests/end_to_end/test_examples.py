@@ -181,7 +181,13 @@ def test_the_boot_unit_starts_what_a_dead_machine_left_stopped(site: Site) -> No
     site.systemd.write_unit(name, text)
     # Docker's unit need not exist; if it does, a container can be started only after it.
     assert "docker.service" in site.systemd.show(name, "After").split()
+    # It tries until it has succeeded, and no boot waits for it meanwhile.
+    unit = (site.systemd.unit_directory / site.unit).read_text()
+    site.systemd.write_unit(site.unit, unit.replace(str(site.executable), "/no/such/program"))
     site.systemd.systemctl("start", name)
+    wait_until(lambda: site.systemd.show(site.unit, "Result") == "exit-code", 60, "a first try")
+    site.systemd.write_unit(site.unit, unit)
+    wait_until(lambda: site.systemd.show(name, "ActiveState") == "inactive", 60, "its end")
     assert site.systemd.show(name, "Result") == "success"
     assert site.is_running
     assert site.server.healthy()

@@ -46,6 +46,7 @@ from tests.parts.site import Site
 from tests.parts.systemd import victoria_logs_unit
 from tests.parts.victoria_logs import server_argv
 from tests.parts.waiting import wait_until
+from vl_borg_hooks.system import processes
 
 # In the stop window: VictoriaLogs has stopped and we hold its lock.
 IN_WINDOW = "in the window start #1"
@@ -339,13 +340,15 @@ def test_a_start_that_always_fails(site: Site, killer: Killer) -> None:
         ("VICTORIALOGS IS DOWN", "systemctl start", "exit-code"),
         "unpublished",
     )
-    counter = failing_starts(site, 1000, start_timeout=3)
+    counter = failing_starts(site, 100_000, start_timeout=3)
     row.judge_run(site, killer.run(site, "before-create"))
-    wait_until(lambda: not leftovers(site), 30, "the guard gives up")
-    assert not site.server.healthy()
+    # The guard tries too, but keeps neither a run nor an operator from it, and no backup is skipped.
+    killer.run(site, "before-create").failed_in_one_line("VICTORIALOGS IS DOWN")
     assert site.hooks("recover", check=False).returncode == 1
+    assert not site.server.healthy()
+    assert leftovers(site), "the guard has given up"
     counter.write_text("0")
-    site.hooks("recover")
+    wait_until(lambda: not leftovers(site), 60, "the guard has brought it back")
     row.judge_data(site)
 
 
@@ -586,6 +589,53 @@ def test_a_second_borgmatic_while_the_first_archives(ready: Site, killer: Killer
     finally:
         first.kill()
         first.communicate()
+    taken_over = killer.run(ready, "before-create")
+    assert taken_over.status == 0, taken_over.stderr
+    settle(ready, time.monotonic())
+    row.judge_data(ready)
+
+
+def test_a_borgmatic_that_is_killed_while_its_borg_goes_on(ready: Site, killer: Killer) -> None:
+    sees = ("is still being archived by what borgmatic has left running (pid ",)
+    row = Row("borgmatic is killed, its borg goes on", sees, "published", 75)
+    reads, may_go_on, borg = (ready.root / name for name in ("reads", "may-go-on", "slow-borg"))
+    borg.write_text(
+        f"""#!/bin/sh
+        case " $* " in *" create "*)
+            touch {reads}
+            while [ ! -e {may_go_on} ]; do sleep 0.1; done
+        esac
+        exec borg "$@"
+        """
+    )
+    borg.chmod(0o755)
+    ready.write_borgmatic_config(local_path=str(borg))
+    ready.create_repositories()
+    ready.hooks("after-create")
+    first = subprocess.Popen(
+        ["borgmatic", "--config", str(ready.borgmatic_config), "create"],
+        env=ready.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_until(reads.exists, 60, "borg reads")
+        first.kill()
+        first.wait()
+        made = ready.manifest.created
+        killer.run(ready, "before-create").failed_in_one_line(*row.sees, status=75)
+        # Nor is what it reads given back.
+        ready.hooks("after-create")
+        killer.run(ready, "before-create").failed_in_one_line(*row.sees, status=75)
+        assert ready.manifest.created == made
+    finally:
+        may_go_on.touch()
+
+    def ended() -> bool:
+        return not any(process.group == first.pid for process in processes.running())
+
+    wait_until(ended, 60, "the end of borg")
     taken_over = killer.run(ready, "before-create")
     assert taken_over.status == 0, taken_over.stderr
     settle(ready, time.monotonic())
@@ -865,9 +915,11 @@ def test_a_plugin_that_always_raises_where_victorialogs_is_brought_back(
     if run.status:
         run.failed_in_one_line(MESSAGE)
     assert copy_is_whole_or_unpublished(ready) is (run.status == 0)
+    ready.server.wait_healthy()
+    # A guard that is told that it is not healthy goes on, until a run without the plugin has seen it.
+    ready.hooks("before-create")
     settle(ready, time.monotonic())
     assert messages(ready.server.rows()) == messages(OLD)
-    ready.hooks("before-create")
     assert ready.journal_is_empty()
     TALLY.count(f"row: a plugin that always raises in {hook}")
 

@@ -222,6 +222,15 @@ def test_a_missing_rsync_is_said_before_anything_is_touched(site: LockingSite) -
     assert site.server.pid == pid
 
 
+@pytest.mark.parametrize("command", ["before-create", "recover"])
+def test_a_missing_ssh_is_said_before_anything_is_touched(site: LockingSite, command: str) -> None:
+    site.configure(data_path=f"user@host:{site.data}", ssh_command=["no-such-ssh"])
+    said = the_line(site.command(command))
+    assert said.startswith("vl-borg-hooks: default: the command no-such-ssh ")
+    assert "install no-such-ssh or correct PATH" in said
+    assert not site.staging.path.exists()
+
+
 @pytest.mark.parametrize(
     ("cause", "expected"),
     [(staging_open, "can be written by others"), (staging_is_a_file, "/staging: File exists")],
@@ -264,6 +273,12 @@ def test_a_server_that_does_not_come_back_is_the_loudest_error_there_is(site: Lo
     assert "VICTORIALOGS IS DOWN" in said
     assert "out of luck" in said
     assert "run: sh -c" in said
+    # The guard goes on trying, and an operator finds what it has to say.
+    log = site.root / "state/default/guard.log"
+    wait_until(lambda: "VICTORIALOGS IS DOWN" in log.read_text(), 30, "the guard's own failure")
+    assert re.search(
+        r"^vl-borg-hooks: \d{4}-\d\d-\d\d .*out of luck", log.read_text(), re.MULTILINE
+    )
     # Once it can be started, the next run does that by itself.
     command(site)
     site.configure(start_timeout=60)

@@ -217,6 +217,11 @@ def test_an_after_start_that_fails_does_not_hide_that_victorialogs_is_down(
     assert "VICTORIALOGS IS DOWN" in line
     assert "of a plugin" not in line
     assert plugged.learned("after_start") == [{"instance": "default", "downtime": False}]
+    # Once it can be started, an operator does not have to wait for the guard, which goes on trying.
+    site.fields["service"] = site.server.service
+    plugged.configure()
+    assert plugged.run("recover").returncode == 0
+    assert site.server.running
 
 
 @pytest.mark.parametrize("how", ["is broken", "has a wrong section"])

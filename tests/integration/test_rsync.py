@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
@@ -366,6 +368,35 @@ def test_an_rsync_that_is_missing_there_is_said_to_be(
     program.chmod(0o755)
     with pytest.raises(CommandFailed, match="rsync was not found on u@h; install rsync there"):
         rsync.check_version(SshHost("u@h", (str(program),)))
+
+
+@pytest.mark.parametrize("where", ["here", "another host"])
+def test_a_list_of_what_to_copy_is_read_and_has_no_name_that_a_killed_run_could_leave(
+    data: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    # As ssh, which is given options, a host and the command.
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/sh\nwhile [ "$1" != rsync ]; do shift; done\nexec "$@"\n')
+    ssh.chmod(0o755)
+    source = LOCAL if where == "here" else SshHost("u@h", (str(ssh),))
+    temporary, seen, tools = (tmp_path / name for name in ("temporary", "seen", "tools"))
+    temporary.mkdir()
+    tools.mkdir()
+    real = shutil.which("rsync")
+    (tools / "rsync").write_text(f'#!/bin/sh\nls -A {temporary} >{seen}\nexec {real} "$@"\n')
+    (tools / "rsync").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    names = ["partitions/20261121", "partitions/a\nb"]
+    (data / names[1]).write_text("a name of any kind")
+    rsync.copy(
+        (source, str(data)), (LOCAL, str(copy)), name="p", reporter=Reporter("default"), only=names
+    )
+    assert (copy / names[1]).read_text() == "a name of any kind"
+    assert (copy / names[0]).is_dir()
+    assert not (copy / "partitions/20261122").exists()
+    assert seen.read_text() == ""
+    assert not list(temporary.iterdir())
 
 
 def test_a_socket_in_the_data_is_no_reason_to_hang(data: Path, copy: Path) -> None:

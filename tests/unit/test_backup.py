@@ -13,7 +13,7 @@ from tests.support import said
 from vl_borg_hooks.actions import backup as action
 from vl_borg_hooks.actions.backup import back_up
 from vl_borg_hooks.config import LoadedConfig
-from vl_borg_hooks.errors import Busy, OperatorError
+from vl_borg_hooks.errors import Busy, InvalidCopy, OperatorError
 from vl_borg_hooks.plugin.checks import Check
 from vl_borg_hooks.runs.records import Holder, Journal, RunRecords
 from vl_borg_hooks.staging.copy import StagingCopy
@@ -190,12 +190,24 @@ def test_a_lease_of_our_own_or_of_a_process_that_has_ended_is_no_hindrance(
     assert place.published["a"] == "new"
 
 
+def test_a_lease_that_makes_no_sense_keeps_all_as_they_are_and_is_told_of_its_instance(
+    place: Place,
+) -> None:
+    lease = place.records["a"].directory / "lease.json"
+    lease.write_text("{}")
+    with pytest.raises(InvalidCopy) as caught:
+        place.back_up()
+    assert str(caught.value).startswith(f"a: {lease}: is not a lease; ")
+    assert place.hooks.calls == []
+    assert place.published == BOTH_OLD
+
+
 def test_another_run_on_one_instance_keeps_all_as_they_are(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = RunRecords.run_lock
     monkeypatch.setattr(
-        RunRecords, "run_lock", lambda records, command: lock(records, command, wait=0)
+        RunRecords, "run_lock", lambda records, command, **_: lock(records, command, wait=0)
     )
     with place.records["b"].run_lock("restore"), pytest.raises(Busy) as caught:
         place.back_up()

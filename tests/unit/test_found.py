@@ -12,6 +12,7 @@ from tests.parts.fakes import Clock, FakeService
 from tests.support import make_backup
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Backup
+from vl_borg_hooks.runs.records import Journal
 from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.stop_window.found import describe_state, find_state
 
@@ -95,8 +96,9 @@ def test_a_service_manager_that_cannot_tell_is_no_state(place: Place) -> None:
             "VictoriaLogs is running, but was asked to stop: check that it keeps running",
         ),
         (True, ServiceState.RUNNING, True, True, "VictoriaLogs is running"),
-        (False, ServiceState.RUNNING, False, False, "VictoriaLogs is stopped"),
-        (False, ServiceState.RUNNING, True, False, "VictoriaLogs is stopped"),
+        (False, ServiceState.RUNNING, False, False, "VICTORIALOGS IS DOWN"),
+        (False, ServiceState.RUNNING, True, False, "VICTORIALOGS IS DOWN"),
+        (False, None, False, False, "VictoriaLogs is stopped"),
         (False, ServiceState.STOPPED, False, False, "VictoriaLogs is stopped as it was found"),
     ],
 )
@@ -104,7 +106,7 @@ def test_an_error_says_whether_it_runs_and_whether_that_will_last(
     place: Place,
     *,
     running: bool,
-    found: ServiceState,
+    found: ServiceState | None,
     is_open: bool,
     starts_after_stop: bool,
     expected: str,
@@ -124,4 +126,22 @@ def test_an_error_says_that_the_state_is_unknown_if_the_lock_cannot_be_asked_for
 ) -> None:
     lock_file = Path(place.backup.data_directory, "flock.lock")
     lock_file.symlink_to("elsewhere")
+    assert describe_state(place.backup) == "the state of VictoriaLogs is unknown"
+    place.backup.found = ServiceState.RUNNING
+    assert describe_state(place.backup) == "the state of VictoriaLogs is unknown, IT MAY BE DOWN"
+
+
+def test_what_a_killed_run_has_left_down_is_down_before_anything_is_found_out(place: Place) -> None:
+    place.backup.records.create()
+    place.backup.records.note(Journal("before-create", found_running=True))
+    assert describe_state(place.backup) == "VICTORIALOGS IS DOWN"
+
+
+def test_an_error_says_that_the_state_is_unknown_whatever_keeps_it_from_being_known(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bool:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("vl_borg_hooks.victorialogs.lock.is_held", fail)
     assert describe_state(place.backup) == "the state of VictoriaLogs is unknown"

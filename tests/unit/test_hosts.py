@@ -101,6 +101,15 @@ def test_a_command_that_fails_there_says_where(ssh: SshHost) -> None:
 def test_an_ssh_that_is_missing_is_one_line() -> None:
     with pytest.raises(CommandFailed, match="the command no-such-ssh was not found"):
         SshHost("h", ("no-such-ssh",)).run(["true"])
+    for beside in (SshHost.connected, lambda host: host.flock("/data/flock.lock")):
+        with (
+            pytest.raises(
+                CommandFailed,
+                match=r"the command no-such-ssh (could not be started: No such|was not found)",
+            ),
+            beside(SshHost("h", ("no-such-ssh",))),
+        ):
+            pass
 
 
 def test_a_host_is_the_same_as_another_of_its_kind_at_the_same_place(ssh: SshHost) -> None:

@@ -25,6 +25,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "somebody starts it": ("test_somebody_starts_it_in_the_window",),
     "a second run": ("test_two_runs_at_once",),
     "a second borgmatic": ("test_a_second_borgmatic_while_the_first_archives",),
+    "borgmatic is killed": ("test_a_borgmatic_that_is_killed_while_its_borg_goes_on",),
     "no room for the copy": (
         "test_staging_that_is_too_small",
         "test_staging_that_has_become_too_small",

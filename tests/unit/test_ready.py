@@ -10,6 +10,7 @@ import pytest
 
 from tests.parts.fakes import FakeClient, FakeHost, FakeService, held, with_client
 from tests.support import FAKE_SSH, make_backup, make_copy, make_data, make_restore, said
+from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.checks import Check
 from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.steps import ready
@@ -77,6 +78,18 @@ def test_a_restore_finds_out_whether_victorialogs_runs(place: Place, *, running:
     expected = ServiceState.RUNNING if running else ServiceState.STOPPED
     assert place.restore.found is expected
     assert found.what == f"VictoriaLogs is {expected.value}"
+
+
+def test_a_restore_stops_no_server_that_its_service_manager_could_not_start_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert place.check("service manager").ok
+
+    def fail() -> None:
+        raise OperatorError("the command rc-service was not found")
+
+    monkeypatch.setattr(place.service, "check", fail)
+    assert place.check("service manager").what == "the command rc-service was not found"
 
 
 def test_a_restore_of_lost_data_needs_no_lock_file(place: Place) -> None:

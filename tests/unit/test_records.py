@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -89,6 +91,60 @@ def test_the_next_run_takes_over_the_moment_that_the_first_is_killed(
             assert other.wait(10) == -number
 
 
+RECOVER = """\
+import sys, time
+from pathlib import Path
+from vl_borg_hooks.runs.records import RECOVERY, RunRecords
+records = RunRecords(Path(sys.argv[1]), "default")
+while True:
+    with records.run_lock(RECOVERY, wait=None):
+        print("held", flush=True)
+        line = sys.stdin.readline()
+    print("free", flush=True)
+    if sys.stdin.readline() == "":
+        break
+"""
+
+
+@contextmanager
+def guard_that_tries(state: RunRecords) -> Iterator[subprocess.Popen[str]]:
+    """Have another process hold the run lock as a guard that tries: a line from us ends one try."""
+    pipe = subprocess.PIPE
+    argv = [sys.executable, "-c", RECOVER, str(state.directory.parent)]
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.timeout(60)
+def test_a_run_waits_for_one_try_of_a_guard_and_then_has_its_turn(state: RunRecords) -> None:
+    with guard_that_tries(state) as guard:
+        assert guard.stdin
+        ending = threading.Timer(0.3, lambda: print(file=guard.stdin, flush=True))
+        ending.start()
+        with state.run_lock("before-create", wait=0, for_recovery=30):
+            assert not ending.is_alive()
+        ending.join()
+
+
+@pytest.mark.timeout(60)
+def test_a_try_that_has_no_end_fails_the_next_run_and_is_not_a_reason_to_skip_it(
+    state: RunRecords,
+) -> None:
+    # borgmatic passes over exit status 75 in silence.
+    with (
+        guard_that_tries(state) as guard,
+        pytest.raises(OperatorError) as caught,
+        state.run_lock("before-create", wait=0, for_recovery=0.1),
+    ):
+        pass
+    assert caught.value.exit_status == 1
+    assert f"still being brought back by recover (pid {guard.pid}" in str(caught.value)
+    assert "guard.log" in str(caught.value)
+
+
 def test_a_run_that_failed_holds_nothing(state: RunRecords) -> None:
     with pytest.raises(KeyError), state.run_lock("restore"):
         raise KeyError
@@ -128,8 +184,97 @@ def test_the_lease_of_a_dead_process_is_none(state: RunRecords) -> None:
 
 def test_a_later_process_with_the_same_id_holds_nothing(state: RunRecords) -> None:
     holder = Holder.of(os.getpid(), "borgmatic")
-    state.take_lease(replace(holder, created=holder.created - 60))
+    # The kernel gives an id again only if there is no group of that number either.
+    state.take_lease(replace(holder, created=holder.created - 0.01, group=holder.pid))
     assert state.lease_holder() is None
+
+
+def test_a_process_of_another_boot_holds_nothing(state: RunRecords) -> None:
+    holder = Holder.of(os.getpid(), "borgmatic")
+    state.take_lease(replace(holder, boot="another"))
+    assert state.lease_holder() is None
+
+
+def test_a_clock_that_was_set_frees_no_lease(
+    state: RunRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = Holder.of(os.getpid(), "borgmatic")
+    state.take_lease(holder)
+    # What psutil reckons the start of a process from; the kernel moves it with the clock.
+    booted = psutil.boot_time()
+    monkeypatch.setattr(psutil._pslinux, "BOOT_TIME", booted + 5, raising=False)
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: booted + 5)
+    assert state.lease_holder() == holder
+
+
+# Started in a process group of its own: a borgmatic that starts its borg.
+BORGMATIC = """\
+import subprocess, sys
+borg = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL)
+print(borg.pid, flush=True)
+borg.wait()
+"""
+
+
+@pytest.mark.timeout(60)
+def test_what_a_killed_borgmatic_has_left_running_keeps_the_lease(state: RunRecords) -> None:
+    argv = [sys.executable, "-c", BORGMATIC]
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as borgmatic:
+        assert borgmatic.stdout
+        borg = psutil.Process(int(borgmatic.stdout.readline()))
+        state.take_lease(Holder.of(borgmatic.pid, "borgmatic"))
+        borgmatic.kill()
+    try:
+        found = state.lease_holder()
+        assert found
+        assert str(found).startswith(f"what borgmatic has left running (pid {borg.pid}, since ")
+    finally:
+        borg.kill()
+    wait_until(lambda: not psutil.pid_exists(borg.pid) or borg.status() == "zombie", 30, "its end")
+    assert state.lease_holder() is None
+
+
+@pytest.mark.timeout(60)
+def test_what_began_before_the_borgmatic_that_was_killed_keeps_no_lease(state: RunRecords) -> None:
+    # The script that starts one borgmatic after the other, and goes on with other things.
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as script:
+        with subprocess.Popen(["true"]) as borgmatic:
+            pass
+        began = Holder.of(script.pid, "borgmatic")
+        # The kernel counts in hundredths of a second.
+        state.take_lease(replace(began, pid=borgmatic.pid, created=began.created + 0.01))
+        assert state.lease_holder() is None
+        script.kill()
+
+
+def test_the_run_that_asks_keeps_no_lease_of_an_earlier_one(state: RunRecords) -> None:
+    # One script starts both.
+    with subprocess.Popen(["sleep", "60"]) as borgmatic:
+        state.take_lease(replace(Holder.of(borgmatic.pid, "borgmatic"), created=0.0))
+        borgmatic.kill()
+    argv = [sys.executable, "-c", ASK, str(state.directory.parent)]
+    asked = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert f"pid {os.getpid()}," not in asked.stdout
+
+
+ASK = """\
+import sys
+from pathlib import Path
+from vl_borg_hooks.runs.records import RunRecords
+print(RunRecords(Path(sys.argv[1]), "default").lease_holder())
+"""
+
+
+@pytest.mark.parametrize(("seconds", "alive"), [(0, True), (5, True), (-5, True), (300, False)])
+def test_a_lease_of_an_older_version_is_read(
+    state: RunRecords, seconds: int, *, alive: bool
+) -> None:
+    created = psutil.Process().create_time() + seconds
+    fields = {"pid": os.getpid(), "created": created, "command": "borgmatic", "since": "2026"}
+    (state.directory / "lease.json").write_text(json.dumps(fields))
+    assert bool(state.lease_holder()) is alive
 
 
 def test_a_process_that_has_ended_can_be_no_holder() -> None:
@@ -150,14 +295,27 @@ def test_a_process_that_has_ended_can_be_no_holder() -> None:
         b'{"pid": "x"}',
         b"[" * 100_000,
         b'{"pid": 1e999, "created": 0, "command": "", "since": ""}',
-        b'{"pid": -1, "created": 0, "command": "", "since": ""}',
         b'{"pid": 1e30, "created": 0, "command": "", "since": ""}',
         b"\xff\xfe",
     ],
 )
-def test_a_lease_that_makes_no_sense_is_none(state: RunRecords, content: bytes) -> None:
-    (state.directory / "lease.json").write_bytes(content)
-    assert state.lease_holder() is None
+def test_a_lease_that_makes_no_sense_is_one_line_that_says_what_to_do(
+    state: RunRecords, content: bytes
+) -> None:
+    # Never "there is none": Borg may be reading the staging copy.
+    path = state.directory / "lease.json"
+    path.write_bytes(content)
+    with pytest.raises(InvalidCopy) as caught:
+        state.lease_holder()
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+    assert "make sure that no borgmatic runs, then remove that file" in str(caught.value)
+
+
+def test_a_lease_that_is_not_a_file_is_one_line(state: RunRecords) -> None:
+    os.mkfifo(state.directory / "lease.json")
+    with pytest.raises(InvalidCopy, match="is not a regular file"):
+        state.lease_holder()
 
 
 def test_a_holder_that_makes_no_sense_is_unknown_and_still_busy(state: RunRecords) -> None:
@@ -233,7 +391,8 @@ def test_any_content_of_the_state_is_read_or_refused(content: bytes) -> None:
         state = records(Path(directory, "state"))
         for name in ("lease.json", "journal.json", "run.lock"):
             (state.directory / name).write_bytes(content)
-        state.lease_holder()
+        with contextlib.suppress(InvalidCopy):
+            state.lease_holder()
         with state.run_lock("recover", wait=0):
             try:
                 state.journal()

@@ -9,10 +9,14 @@ import pytest
 
 from tests.parts.fakes import Clock, FakeHooks, FakeService
 from tests.support import make_backup, make_data, said, tree
+from vl_borg_hooks.actions.run import explained
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
+from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.runs.records import Journal
+from vl_borg_hooks.stop_window import window
 from vl_borg_hooks.stop_window.recovery import recover
 from vl_borg_hooks.stop_window.window import StartFailed
+from vl_borg_hooks.system import files
 from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.victorialogs import lock
 from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
@@ -218,3 +222,62 @@ def test_a_journal_that_makes_no_sense_is_left_to_the_operator(killed: Killed) -
     with pytest.raises(InvalidCopy, match="is not a journal"):
         killed.recover()
     assert killed.service.asked == []
+
+
+def test_an_undo_that_fails_says_that_it_is_down_and_must_not_be_started_now(
+    killed: Killed,
+) -> None:
+    killed.swap(found_running=True)
+
+    class Host(LocalHost):
+        broken = True
+
+        def rename(self, source: str, destination: str) -> None:
+            if self.broken and source.endswith("replaced/partitions"):
+                raise OperatorError("could not rename partitions: Input/output error")
+            super().rename(source, destination)
+
+    host = killed.target.host = Host()
+    with pytest.raises(OperatorError) as caught, explained(killed.target):
+        killed.recover()
+    said = str(caught.value)
+    assert "could not rename partitions: Input/output error" in said
+    assert "VICTORIALOGS IS DOWN, and must not be started on this data" in said
+    assert "then run: vl-borg-hooks recover" in said
+    # It would start on half of the data.
+    assert killed.service.asked == []
+    host.broken = False
+    assert killed.recover()
+    assert killed.service.running
+    assert tree(killed.data) == killed.before
+
+
+def test_data_that_was_brought_back_is_served_even_if_the_state_has_no_room_for_that_note(
+    killed: Killed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed.swap(found_running=True)
+
+    def full(path: Path, content: bytes) -> None:
+        raise OperatorError(f"could not write {path}: No space left on device")
+
+    monkeypatch.setattr(files, "write_atomically", full)
+    assert killed.recover()
+    assert killed.service.running
+    assert tree(killed.data) == killed.before
+    assert killed.target.records.journal() is None
+
+
+def test_a_recovery_that_fails_before_its_start_says_that_it_is_down(
+    killed: Killed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed.swap(found_running=True)
+
+    def fail(target: Target) -> None:
+        raise OperatorError("systemctl timed out")
+
+    monkeypatch.setattr(window, "stop_again", fail)
+    with pytest.raises(OperatorError) as caught, explained(killed.target):
+        killed.recover()
+    assert str(caught.value) == (
+        "default: systemctl timed out; VICTORIALOGS IS DOWN; run: vl-borg-hooks recover"
+    )

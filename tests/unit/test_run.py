@@ -106,7 +106,7 @@ def test_only_one_run_on_an_instance_is_on_and_another_is_told_who_that_is(
     with exclusive(backup, "restore"):
         assert "restore (pid " in backup.records.run_that_is_on()
         lock = backup.records.run_lock
-        monkeypatch.setattr(backup.records, "run_lock", lambda command: lock(command, wait=0))
+        monkeypatch.setattr(backup.records, "run_lock", lambda command, **_: lock(command, wait=0))
         with pytest.raises(Busy) as caught, exclusive(backup, "before-create"):
             pytest.fail("two runs are on")
     assert str(caught.value).startswith("default: another run holds this instance: restore (pid ")

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.system.signals import Interrupted, failure
+
 # Says where it is, and waits there for a line: the signal comes before the line.
 CHILD = """\
 import sys, time
@@ -97,3 +100,44 @@ def test_nothing_is_raised_where_no_signal_came(body: str) -> None:
     with child(body) as process:
         output, _ = process.communicate("go on\n", timeout=30)
         assert output.splitlines()[-1] == "end"
+
+
+@pytest.mark.parametrize(
+    ("further", "said"),
+    [
+        (Interrupted(signal.SIGTERM), "ended by SIGTERM"),
+        (OSError("Stale file handle"), "unexpected OSError: Stale file handle"),
+        (OperatorError("could not remove a file"), "could not remove a file"),
+    ],
+)
+def test_what_fails_in_a_cleanup_does_not_hide_that_victorialogs_is_down(
+    further: BaseException, said: str
+) -> None:
+    down = OperatorError("it did not come back", hint="run: fakectl start")
+    down.instance, down.victorialogs = "default", "VICTORIALOGS IS DOWN"
+
+    def fail() -> None:
+        try:
+            try:
+                raise down
+            finally:
+                raise KeyError
+        finally:
+            raise further
+
+    with pytest.raises(type(further)) as caught:
+        fail()
+    assert str(failure(caught.value)) == (
+        f"default: it did not come back; and then {said}; VICTORIALOGS IS DOWN; run: fakectl start"
+    )
+
+
+def test_a_failure_that_knows_better_or_came_alone_is_told_as_it_is() -> None:
+    alone = OperatorError("it failed", hint="try again")
+    assert failure(alone) is alone
+    later = OperatorError("the undo failed")
+    later.victorialogs = "VictoriaLogs is running"
+    earlier = OperatorError("it failed")
+    earlier.victorialogs = "VICTORIALOGS IS DOWN"
+    later.__context__ = earlier
+    assert str(failure(later)) == "the undo failed; VictoriaLogs is running"

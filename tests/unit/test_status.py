@@ -100,6 +100,39 @@ def test_a_manifest_that_cannot_be_read_publishes_nothing(place: Place, content:
     assert place.overview().manifest is None
 
 
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[" * 100_000])
+def test_a_lease_that_makes_no_sense_is_one_line(place: Place, content: bytes) -> None:
+    place.records.create()
+    (place.records.directory / "lease.json").write_bytes(content)
+    with pytest.raises(OperatorError) as caught:
+        place.overview()
+    assert str(caught.value).startswith(f"default: {place.records.directory}/lease.json: is not")
+    assert "then remove that file" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff"])
+def test_a_journal_that_makes_no_sense_is_one_of_a_run_that_was_killed(
+    place: Place, content: bytes
+) -> None:
+    place.records.create()
+    (place.records.directory / "journal.json").write_bytes(content)
+    assert place.overview().unfinished
+
+
+def test_a_state_directory_that_is_not_ours_to_read_is_one_line(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As for anybody else than root. Root reads it all the same.
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "lstat", refuse)
+    with pytest.raises(
+        OperatorError, match=r"^default: .*\.json: can't be read: Permission denied"
+    ):
+        place.overview()
+
+
 def test_a_service_manager_that_cannot_tell_is_told_of_in_its_place(place: Place) -> None:
     place.service.says = OperatorError("systemctl timed out", hint="look at systemd")
     found = place.overview()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from vl_borg_hooks.stop_window.window import (
     watch,
 )
 from vl_borg_hooks.system.local import LocalHost
+from vl_borg_hooks.system.signals import Interrupted
 from vl_borg_hooks.victorialogs import lock
 
 STOP_TIMEOUT, START_TIMEOUT = 0.5, 5.5
@@ -479,16 +481,41 @@ def test_after_start_is_called_if_before_stop_fails(world: World) -> None:
 
 
 @pytest.mark.parametrize("is_down", [True, False])
+@pytest.mark.parametrize("further", [RuntimeError("still silent"), Interrupted(signal.SIGTERM)])
 def test_an_after_start_that_fails_does_not_hide_an_earlier_failure(
-    world: World, *, is_down: bool
+    world: World, further: BaseException, *, is_down: bool
 ) -> None:
-    world.hooks.failing("after_start", RuntimeError("still silent"))
+    world.hooks.failing("after_start", further)
     if is_down:
         down_for_good(world)
     expected = StartFailed if is_down else OperatorError
     with said() as lines, pytest.raises(expected, match="rsync failed"), world.window():
         raise OperatorError("rsync failed")
-    assert any("after_start failed too: still silent" in line for line in lines)
+    assert any(f"after_start failed too: {further}" in line for line in lines)
+
+
+def test_a_start_that_could_not_even_be_tried_tells_what_failed_before(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object) -> None:
+        raise OperatorError("the connection was lost")
+
+    monkeypatch.setattr("vl_borg_hooks.stop_window.window.bring_back", unreachable)
+    with pytest.raises(OperatorError) as caught, world.window():
+        raise OperatorError("rsync failed")
+    assert caught.value.what == "rsync failed; and then the connection was lost"
+
+
+def test_last_words_that_cannot_be_had_do_not_hide_that_it_is_down(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> str:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(world.service, "last_words", fail)
+    down_for_good(world)
+    with pytest.raises(StartFailed, match="VICTORIALOGS IS DOWN"), world.window():
+        pass
 
 
 def test_an_after_start_that_fails_is_the_failure_of_a_window_that_went_well(world: World) -> None:

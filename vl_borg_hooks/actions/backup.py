@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vl_borg_hooks.actions.run import Setting, exclusive, explained, require
-from vl_borg_hooks.errors import Busy, InvalidCopy, OperatorError
+from vl_borg_hooks.errors import Busy, InvalidCopy
 from vl_borg_hooks.plugin.context import Backup, Copied
 from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.runs.borgmatic import calling_process
@@ -53,7 +53,8 @@ def back_up(loaded: LoadedConfig, instances: Sequence[Instance], *, dry_run: boo
         for backup in backups:
             stack.enter_context(exclusive(backup, "before-create"))
         for backup in backups:
-            _refuse_leased(backup, holder)
+            with explained(backup):
+                _refuse_leased(backup, holder)
         if dry_run:
             _look(setting.hooks, backups)
         else:
@@ -103,16 +104,16 @@ def _withdraw(backups: Sequence[Backup]) -> None:
     Raises nothing, because the operator has to read the failure that came first.
     """
     for backup in backups:
-        with contextlib.suppress(OperatorError):
+        with contextlib.suppress(Exception):
             backup.staging.unpublish()
-        with contextlib.suppress(OperatorError):
+        with contextlib.suppress(Exception):
             backup.records.release_lease()
 
 
 def _report_failure(hooks: Hooks, outcome: _Outcome, error: BaseException) -> None:
     try:
         outcome.report(hooks, error)
-    except Exception as further:  # noqa: BLE001 - the first failure is what the operator reads
+    except BaseException as further:  # noqa: BLE001 - the first failure is what the operator reads
         outcome.backup.reporter.warn(f"a plugin's after_backup failed too: {further}")
 
 
@@ -142,9 +143,7 @@ def _refuse_leased(backup: Backup, holder: Holder) -> None:
     """Raise Busy if another running borgmatic still archives the staging copy."""
     lease = backup.records.lease_holder()
     if lease and lease.pid != holder.pid:
-        busy = Busy(
+        raise Busy(
             f"the staging copy {backup.staging.path} is still being archived by {lease}",
             hint="wait until it has ended",
         )
-        busy.instance = backup.name
-        raise busy

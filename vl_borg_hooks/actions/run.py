@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vl_borg_hooks import steps
-from vl_borg_hooks.errors import Busy, OperatorError, unexpected
+from vl_borg_hooks.errors import OperatorError, unexpected
 from vl_borg_hooks.plugin import manager
 from vl_borg_hooks.plugin.checks import Check
 from vl_borg_hooks.plugin.context import Additions, Backup, Restore, Target
 from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.runs.records import RunRecords
-from vl_borg_hooks.stop_window.found import describe_state
+from vl_borg_hooks.stop_window.found import DOWN, describe_state
 from vl_borg_hooks.system.signals import Interrupted
 
 if TYPE_CHECKING:
@@ -33,35 +33,42 @@ class Setting:
 
     def target(self, instance: Instance) -> Target:
         """Return `instance` for a recovery or for `status`; raises ConfigError."""
-        return Target(self.loaded, instance, self._additions, self._records(instance))
+        return Target(self.loaded, instance, self._additions, self.records(instance))
 
     def backup(self, instance: Instance) -> Backup:
         """Return `instance` for a backup; raises ConfigError."""
-        return Backup(self.loaded, instance, self._additions, self._records(instance))
+        return Backup(self.loaded, instance, self._additions, self.records(instance))
 
     def restore(
         self, instance: Instance, copy: StagingCopy, manifest: Manifest, *, start: bool
     ) -> Restore:
         """Return `instance` for a restore of `copy`; raises ConfigError."""
-        records = self._records(instance)
+        records = self.records(instance)
         return Restore(
             *(self.loaded, instance, self._additions, records, copy, manifest),
             start_if_stopped=start,
         )
 
-    def _records(self, instance: Instance) -> RunRecords:
+    def records(self, instance: Instance) -> RunRecords:
+        """Return what runs have left of `instance`."""
         return RunRecords(self.loaded.config.state_directory, instance.name)
 
 
 @contextlib.contextmanager
 def exclusive(target: Target, command: str) -> Iterator[None]:
-    """Hold the run lock of `target`'s instance and keep its host connected; raises Busy."""
-    try:
-        with target.records.run_lock(command), target.host.connected():
-            yield
-    except Busy as busy:
-        busy.instance = busy.instance or target.name
-        raise
+    """Hold the run lock of `target`'s instance and keep its host connected; raises Busy.
+
+    If a recovery holds it, it is waited for as long as one try may take, and then it is our turn.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            for_recovery = target.instance.longest_recovery
+            stack.enter_context(target.records.run_lock(command, for_recovery=for_recovery))
+            stack.enter_context(target.host.connected())
+        except OperatorError as error:
+            error.instance = error.instance or target.name
+            raise
+        yield
 
 
 @contextlib.contextmanager
@@ -91,4 +98,16 @@ def require(target: Target, checks: Sequence[Check]) -> None:
 
 def _explain(target: Target, error: OperatorError) -> None:
     error.instance = error.instance or target.name
-    error.victorialogs = error.victorialogs or describe_state(target)
+    if error.victorialogs:
+        return
+    error.victorialogs = describe_state(target)
+    if error.victorialogs == DOWN:
+        error.hint = "; ".join(filter(None, (error.hint, f"run: {_to_start(target)}")))
+
+
+def _to_start(target: Target) -> str:
+    """Return what brings VictoriaLogs back: if data was being replaced, a start alone does not."""
+    with contextlib.suppress(OperatorError):
+        if not target.records.has_journal:
+            return target.service.start_command()
+    return "vl-borg-hooks recover"

@@ -57,12 +57,23 @@ class Overview:
 
 
 def status(loaded: LoadedConfig, instances: Sequence[Instance]) -> list[Overview]:
-    """Return what is known about each of `instances`; raises OperatorError for a wrong config."""
+    """Return what is known about each of `instances`.
+
+    Raises OperatorError for a wrong config, and for a state directory that can't be read.
+    """
     setting = Setting(loaded)
     return [_overview(setting.target(instance)) for instance in instances]
 
 
 def _overview(target: Target) -> Overview:
+    try:
+        return _look(target)
+    except OperatorError as error:
+        error.instance = error.instance or target.name
+        raise
+
+
+def _look(target: Target) -> Overview:
     records = target.records
     try:
         manifest = StagingCopy(Path(target.instance.staging_path)).manifest()

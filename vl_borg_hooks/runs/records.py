@@ -11,56 +11,87 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from vl_borg_hooks.errors import Busy, InvalidCopy, OperatorError
-from vl_borg_hooks.system import files
+from vl_borg_hooks.system import files, processes
+from vl_borg_hooks.system.log import logger
 
 LARGEST_STATE_FILE = 1 << 20
 POLL_SECONDS = 0.05
-# When a run ends, its guard holds the lock for a moment to look at the journal. If the run was
-# killed, the guard brings VictoriaLogs back first.
+# When a run ends, its guard holds the lock for a moment to look at the journal.
 LOCK_WAIT_SECONDS = 8
+# What the run lock names as the command of the guard, and of `recover`.
+RECOVERY = "recover"
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# The holder in a file of an older version has its start by the clock, which may have been set since.
+CLOCK_MAY_STEP_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds a lock or a lease; `created` excludes a later one with the same id."""
+    """A process that holds a lock or a lease; `created` excludes a later one with the same id.
+
+    `created` is in seconds since the boot with the id `boot`, which no change of the clock moves; in
+    seconds since 1970 if there is no `boot`, as an older version wrote it. `group` is its process
+    group, 0 if that is not known.
+    """
 
     pid: int
     created: float
     command: str
     since: str
+    boot: str = ""
+    group: int = 0
 
     @classmethod
     def of(cls, pid: int, command: str) -> Holder:
         """Return process `pid` as a holder since now; raises OperatorError if it has ended."""
-        import psutil
-
-        try:
-            created = psutil.Process(pid).create_time()
-        except psutil.Error:
-            raise OperatorError(f"process {pid} has ended") from None
-        return cls(pid, created, command, datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        process = processes.look(pid)
+        if process is None:
+            raise OperatorError(f"process {pid} has ended")
+        since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        return cls(pid, process.started, command, since, _boot(), process.group)
 
     def is_alive(self) -> bool:
         """Say whether that same process still runs."""
+        process = processes.look(self.pid)
+        return process is not None and not process.is_zombie and self._is(process)
+
+    def _is(self, process: processes.Process) -> bool:
+        if self.boot:
+            return self.boot == _boot() and process.started == self.created
         import psutil
 
-        try:
-            process = psutil.Process(self.pid)
-            return (
-                # psutil's clock arithmetic may differ in the last digits between two processes.
-                abs(process.create_time() - self.created) < 1
-                and process.status() != psutil.STATUS_ZOMBIE
-            )
-        except (psutil.Error, ValueError, OverflowError):
-            # There is no such process, or no process can have that id.
-            return False
+        return abs(psutil.boot_time() + process.started - self.created) < CLOCK_MAY_STEP_SECONDS
+
+    def left_running(self) -> Holder | None:
+        """Return a process of its group that it has left running, None if there is none.
+
+        If borgmatic is killed, its borg may go on. It is in the same process group (borgmatic starts it
+        without another, and ends the whole group by a signal), and began after it. A later run can be
+        in that group too, if one script starts both: we and those above us are not meant.
+        """
+        if not self.group or self.boot != _boot():
+            return None
+        leader = processes.look(self.group)
+        if leader and leader.pid == self.pid and not self._is(leader):
+            # Its id is used again, which the kernel allows only if its group is empty.
+            return None
+        ours = processes.ourselves()
+        for process in processes.running():
+            if (
+                process.group == self.group
+                and process.started >= self.created
+                and process.pid not in ours
+            ):
+                command = f"what {self.command} has left running"
+                return replace(self, pid=process.pid, created=process.started, command=command)
+        return None
 
     def __str__(self) -> str:
         """`COMMAND (pid N, since TIME)`."""
@@ -95,10 +126,14 @@ class RunRecords:
         files.private_directory(self.directory)
 
     @contextlib.contextmanager
-    def run_lock(self, command: str, *, wait: float | None = LOCK_WAIT_SECONDS) -> Iterator[None]:
+    def run_lock(
+        self, command: str, *, wait: float | None = LOCK_WAIT_SECONDS, for_recovery: float = 0
+    ) -> Iterator[None]:
         """Hold the lock that makes us the only run on this instance; the kernel frees it when we end.
 
-        Waits up to `wait` seconds, without limit if None. Raises Busy, which names the holder.
+        Waits up to `wait` seconds, without limit if None. A guard frees it after each try to bring
+        VictoriaLogs back: that is waited for up to `for_recovery` seconds. Raises Busy, which names
+        the holder, or OperatorError if that is a recovery.
         """
         self.create()
         path = self._run_lock
@@ -107,7 +142,7 @@ class RunRecords:
         except OSError as error:
             raise OperatorError(f"could not open {path}: {error.strerror}") from None
         try:
-            self._take(descriptor, wait)
+            self._take(descriptor, wait, for_recovery)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(asdict(Holder.of(os.getpid(), command))).encode(), 0)
             yield
@@ -123,7 +158,7 @@ class RunRecords:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return _named(descriptor)
+            return str(_holder(descriptor) or "unknown")
         finally:
             os.close(descriptor)
         return ""
@@ -132,21 +167,35 @@ class RunRecords:
     def _run_lock(self) -> Path:
         return self.directory / "run.lock"
 
-    def _take(self, descriptor: int, wait: float | None) -> None:
+    def _take(self, descriptor: int, wait: float | None, for_recovery: float) -> None:
         if wait is None:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             return
-        deadline = time.monotonic() + wait
+        began = time.monotonic()
+        told = False
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise Busy(
-                        f"another run holds this instance: {_named(descriptor)}",
-                        hint="wait until it has ended",
-                    ) from None
+                waited = time.monotonic() - began
+                if waited >= wait:
+                    holder = _holder(descriptor)
+                    if holder is None or holder.command != RECOVERY:
+                        raise Busy(
+                            f"another run holds this instance: {holder or 'unknown'}",
+                            hint="wait until it has ended",
+                        ) from None
+                    if not told:
+                        logger.info("waiting for %s, which brings VictoriaLogs back", holder)
+                        told = True
+                    if waited >= for_recovery:
+                        # Not Busy: what it tries to bring back is not backed up until that is done.
+                        raise OperatorError(
+                            f"VictoriaLogs is still being brought back by {holder}",
+                            hint=f"see what that reports: journalctl -u 'vl-borg-hooks-guard-*', or "
+                            f"{self.directory}/guard.log",
+                        ) from None
                 time.sleep(POLL_SECONDS)
 
     @property
@@ -175,8 +224,8 @@ class RunRecords:
 
     @property
     def has_journal(self) -> bool:
-        """Whether a run is in its stop window, or was killed in it."""
-        return self._journal.exists()
+        """Whether a run is in its stop window, or was killed in it; raises OperatorError."""
+        return files.exists(self._journal)
 
     def clear_journal(self) -> None:
         """Remove the journal: VictoriaLogs is as it was found, and nothing is left to finish."""
@@ -212,12 +261,22 @@ class RunRecords:
         return self.directory / "lease.json"
 
     def lease_holder(self) -> Holder | None:
-        """Return the running process that archives the staging copy, None if there is none."""
-        try:
-            holder = _parse_holder(self._lease.read_bytes())
-        except FileNotFoundError:
+        """Return who archives the staging copy, None if nobody does.
+
+        That is a borgmatic, or the borg that one has left running when it was killed. Raises InvalidCopy if the lease
+        can't be read: Borg may be reading the staging copy.
+        """
+        if not files.exists(self._lease):
             return None
-        return holder if holder and holder.is_alive() else None
+        hint = "make sure that no borgmatic runs, then remove that file"
+        try:
+            fields = files.read_json(self._lease, LARGEST_STATE_FILE)
+        except InvalidCopy as error:
+            raise InvalidCopy(error.what, hint=hint) from None
+        holder = _parsed(fields)
+        if holder is None:
+            raise InvalidCopy(f"{self._lease}: is not a lease", hint=hint)
+        return holder if holder.is_alive() else holder.left_running()
 
     def take_lease(self, holder: Holder) -> None:
         """Claim the published staging copy for `holder`."""
@@ -228,20 +287,22 @@ class RunRecords:
         files.remove(self._lease)
 
 
-def _named(descriptor: int) -> str:
-    """Return the holder that a lock file names, as text."""
-    return str(_parse_holder(os.pread(descriptor, LARGEST_STATE_FILE, 0)) or "unknown")
+def _boot() -> str:
+    """Return the id of this boot, which is another after each."""
+    return BOOT_ID.read_text(encoding="ascii").strip()
 
 
-def _parse_holder(content: bytes) -> Holder | None:
-    """Return the holder that `content` names, None for anything else."""
+def _holder(descriptor: int) -> Holder | None:
+    """Return the holder that a lock file names, None if it names none."""
     try:
-        fields = json.loads(content)
-        return Holder(
-            int(fields["pid"]),
-            float(fields["created"]),
-            str(fields["command"]),
-            str(fields["since"]),
-        )
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return _parsed(json.loads(os.pread(descriptor, LARGEST_STATE_FILE, 0)))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _parsed(fields: object) -> Holder | None:
+    """Return the holder that `fields` describe, None for anything else."""
+    try:
+        return TypeAdapter(Holder).validate_python(fields)
+    except ValidationError:
         return None

@@ -46,7 +46,11 @@ class ServiceManager(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Ask VictoriaLogs to start; no error if it runs already."""
+        """Ask VictoriaLogs to start; no error if it runs already.
+
+        A command that leaves it running itself belongs in `host.run_starter`: systemd ends all that is
+        left running in the service of borgmatic.
+        """
 
     def check(self) -> None:
         """Raise OperatorError if a stop or start can't even be tried."""

@@ -47,7 +47,7 @@ class Command(ServiceManager):
         return f"command {shlex.join(self._options.start)}"
 
     def check(self) -> None:
-        """Raise CommandFailed if the program of one of the commands is missing."""
+        """Raise CommandFailed if a program is missing, or if what is started would end with us."""
         options = self._options
         for argv in (options.stop, options.start, options.status, options.exit_status):
             if argv and not self._host.has_command(argv[0]):
@@ -55,6 +55,7 @@ class Command(ServiceManager):
                     f"the command {argv[0]} was not found on {self._host.name}",
                     hint=f"install {argv[0]} or correct service: command:",
                 )
+        self._host.check_starter()
 
     def state(self) -> ServiceState:
         """Return what the status command's exit status says."""
@@ -81,7 +82,7 @@ class Command(ServiceManager):
             # It can't tell. To start what runs is an error at most; not to start it is worse.
             runs = False
         if not runs:
-            self._host.run(self._options.start, timeout=self._options.timeout)
+            self._host.run_starter(self._options.start, timeout=self._options.timeout)
 
     def ask_how_it_ended(self) -> Callable[[], str] | None:
         """Begin to ask for the exit status, if the config has a command for it."""

@@ -58,6 +58,7 @@ def restore_checks(restore: Restore) -> Iterator[Check]:
     yield from _tools(restore, reachable=host.ok)
     if not host.ok:
         return
+    yield check("service manager", lambda: _service(restore))
     state = check("VictoriaLogs", lambda: _found_for_restore(restore))
     yield state
     yield check("url", lambda: _url(restore))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 from vl_borg_hooks.errors import OperatorError
@@ -12,6 +13,7 @@ from vl_borg_hooks.victorialogs import lock
 # How long a server that has only just started may take until it holds its lock.
 COMES_UP_SECONDS = 2
 POLL_SECONDS = 0.001
+DOWN = "VICTORIALOGS IS DOWN"
 
 
 def find_state(target: Target) -> ServiceState:
@@ -55,11 +57,21 @@ def describe_state(target: Target) -> str:
     """Return the state of VictoriaLogs now, for an error; never raises."""
     try:
         running = lock.is_held(target.host, target.data_directory)
-    except OperatorError:
-        return "the state of VictoriaLogs is unknown"
+    except Exception:  # noqa: BLE001 - the failure that is told of must not be hidden by another
+        maybe = ", IT MAY BE DOWN" if _was_running(target) else ""
+        return f"the state of VictoriaLogs is unknown{maybe}"
     if running and target.stop_may_still_come:
         return "VictoriaLogs is running, but was asked to stop: check that it keeps running"
     if running:
         return "VictoriaLogs is running"
-    as_found = " as it was found" if target.found is ServiceState.STOPPED else ""
-    return f"VictoriaLogs is stopped{as_found}"
+    if target.found is ServiceState.STOPPED:
+        return "VictoriaLogs is stopped as it was found"
+    return DOWN if _was_running(target) else "VictoriaLogs is stopped"
+
+
+def _was_running(target: Target) -> bool:
+    """Say whether VictoriaLogs should be running: it was found so, or a killed run left a journal."""
+    if target.found is None:
+        with contextlib.suppress(OperatorError):
+            return target.records.has_journal
+    return target.found is not ServiceState.STOPPED

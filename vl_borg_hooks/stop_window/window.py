@@ -12,6 +12,7 @@ from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.runs.records import Journal
 from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.stop_window import beforehand, guard
+from vl_borg_hooks.stop_window.found import DOWN
 from vl_borg_hooks.system import signals
 from vl_borg_hooks.victorialogs import lock
 
@@ -100,7 +101,7 @@ def _announced(hooks: Hooks, target: Target) -> Iterator[None]:
     except BaseException:
         try:
             hooks.after_start(target)
-        except Exception as error:  # noqa: BLE001 - it must not hide that VictoriaLogs may be down
+        except BaseException as error:  # noqa: BLE001 - it must not hide that VictoriaLogs may be down
             target.reporter.warn(f"a plugin's after_start failed too: {error}")
         raise
     hooks.after_start(target)
@@ -156,7 +157,7 @@ def _watch(target: Target, server: int | None) -> Callable[[], str] | None:
 
 def _ask_how_it_ended(target: Target) -> Callable[[], str] | None:
     """Begin to ask the service manager how VictoriaLogs ended; what can't be asked is no error."""
-    with contextlib.suppress(OperatorError, OSError):
+    with contextlib.suppress(OperatorError):
         return target.service.ask_how_it_ended()
     return None
 
@@ -164,7 +165,7 @@ def _ask_how_it_ended(target: Target) -> Callable[[], str] | None:
 def _tell_how_it_ended(target: Target, answer: Callable[[], str] | None) -> None:
     """Wait for the answer, now that VictoriaLogs runs again, and warn if it did not end cleanly."""
     if answer:
-        with contextlib.suppress(OperatorError, OSError):
+        with contextlib.suppress(OperatorError):
             target.stop.unclean = printable(answer())
     if target.stop.unclean:
         target.reporter.warn(
@@ -199,7 +200,7 @@ def _bring_back_after(hooks: Hooks, target: Target, failed: BaseException | None
         if target.stop.is_open:
             # A stop command that failed or was interrupted may still take effect.
             watch(hooks, target, WATCH_SECONDS)
-    except StartFailed as failure:
+    except OperatorError as failure:
         if failed:
             failure.what = f"{failed}; and then {failure.what}"
         raise
@@ -361,15 +362,15 @@ def _becomes_healthy(hooks: Hooks, target: Target, deadline: float, complaints: 
 
 def _start_failed(target: Target, complaints: list[str]) -> StartFailed:
     said = complaints[-1:]
-    with contextlib.suppress(OperatorError):
+    with contextlib.suppress(Exception):
         said += [target.service.last_words()]
     why = "".join(f": {words}" for words in said if words)
     failure = StartFailed(
         f"VictoriaLogs did not come back within {target.instance.start_timeout:g} seconds{why}",
         hint=f"run: {target.service.start_command()}",
     )
-    failure.victorialogs = "VICTORIALOGS IS DOWN"
-    with contextlib.suppress(OperatorError):
+    failure.victorialogs = DOWN
+    with contextlib.suppress(Exception):
         if lock.is_held(target.host, target.data_directory):
             failure.victorialogs = "VictoriaLogs runs, but is not healthy"
     return failure

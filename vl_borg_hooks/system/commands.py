@@ -48,13 +48,15 @@ def run(
     ok: Collection[int] = (0,),
     timeout: float | None = None,
     on_output: Callable[[str], None] | None = None,
+    stdin: IO[bytes] | None = None,
     dies_with_us: bool = False,
     idle: bool = False,
 ) -> Completed:
     """Run `argv`, wait for it, and return what it left.
 
     `ok` are the exit statuses that are not failures; `timeout` is in seconds, after which the command
-    is ended and, if it can't be, left behind. `on_output` receives stdout in pieces as it comes.
+    is ended and, if it can't be, left behind. `on_output` receives stdout in pieces as it comes;
+    `stdin` is a file that the command reads, from where it is now, none without it.
     `dies_with_us` makes the kernel end the command if we are killed; `idle` gives it the processor
     and the disk only when nothing else needs them.
 
@@ -66,7 +68,7 @@ def run(
         tempfile.TemporaryFile() as stderr,
         _pipe_to(on_output) if on_output else contextlib.nullcontext(stdout) as output,
     ):
-        process = _start(argv, output, stderr, dies_with_us=dies_with_us)
+        process = _start(argv, stdin, output, stderr, dies_with_us=dies_with_us)
         try:
             if idle:
                 make_idle(process.pid)
@@ -88,7 +90,14 @@ def run(
     return completed
 
 
-def _start(argv: Sequence[str], stdout: IO[bytes], stderr: IO[bytes], *, dies_with_us: bool) -> Any:
+def _start(
+    argv: Sequence[str],
+    stdin: IO[bytes] | None,
+    stdout: IO[bytes],
+    stderr: IO[bytes],
+    *,
+    dies_with_us: bool,
+) -> Any:
     """Start `argv` by sh and return the running command; raises CommandFailed."""
     # Imported here: it costs more than everything else that `after-create` needs.
     import sh
@@ -100,7 +109,7 @@ def _start(argv: Sequence[str], stdout: IO[bytes], stderr: IO[bytes], *, dies_wi
                 *words,
                 _bg=True,
                 _bg_exc=False,
-                _in=no_input,
+                _in=stdin or no_input,
                 _out=stdout,
                 _err=stderr,
                 _env={**os.environ, "LC_ALL": "C"},

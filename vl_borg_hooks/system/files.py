@@ -53,6 +53,17 @@ def read_json(path: Path, largest: int) -> object:
     return parsed
 
 
+def exists(path: Path) -> bool:
+    """Say whether there is a file `path`; raises OperatorError if that can't be found out."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise OperatorError(f"{path}: can't be read: {error.strerror}") from None
+    return True
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` by rename, readable by us only; it is on the disk on return.
 

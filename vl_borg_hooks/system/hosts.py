@@ -81,7 +81,7 @@ class Host(Protocol):
         """Run `argv` there; raises CommandFailed."""
 
     def begin(self, argv: Sequence[str]) -> Beside:
-        """Begin to run `argv` there, with its three streams as pipes; raises OSError."""
+        """Begin to run `argv` there, with its three streams as pipes; raises CommandFailed."""
 
     def watch(self, process: int) -> Callable[[], int | None] | None:
         """Return what tells, once, how `process` there has ended; None if nothing can.
@@ -89,6 +89,12 @@ class Host(Protocol):
         That returns its exit status, the negative number of the signal that killed it, or None if it
         is not known.
         """
+
+    def run_starter(self, argv: Sequence[str], *, timeout: float | None = None) -> Completed:
+        """Run `argv` there, which starts something that has to outlive us; raises CommandFailed."""
+
+    def check_starter(self) -> None:
+        """Raise OperatorError if what `run_starter` starts would end with us."""
 
     def has_command(self, name: str) -> bool:
         """Say whether a program called `name`, or at that path, can be run there."""

@@ -15,13 +15,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import final
 
-from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.errors import CommandFailed, OperatorError
 from vl_borg_hooks.system import commands, flocks, processes
 from vl_borg_hooks.system.hosts import FileLocked, Owner
 from vl_borg_hooks.system.processes import Beside
 
 # How often a lock is tried: nothing reports that it is free, and VictoriaLogs waits meanwhile.
 LOCK_POLL_SECONDS = 0.0005
+SYSTEMD_SECONDS = 30
 
 
 @final
@@ -70,12 +71,32 @@ class LocalHost:
         return commands.run(argv, ok=ok, timeout=timeout)
 
     def begin(self, argv: Sequence[str]) -> Beside:
-        """Begin to run `argv`, with its three streams as pipes; raises OSError."""
+        """Begin to run `argv`, with its three streams as pipes; raises CommandFailed."""
         return processes.beside(argv, talks=True)
 
     def watch(self, process: int) -> Callable[[], int | None] | None:
         """Return what tells, once, how `process` has ended; None if the kernel is too old."""
         return processes.watch(process)
+
+    def run_starter(
+        self, argv: Sequence[str], *, timeout: float | None = None
+    ) -> commands.Completed:
+        """Run `argv` outside of the systemd service that we run in; raises CommandFailed."""
+        return commands.run([*processes.outside_our_service(), *argv], timeout=timeout)
+
+    def check_starter(self) -> None:
+        """Raise CommandFailed if systemd does not run anything for us outside of our service."""
+        outside = processes.outside_our_service()
+        if not outside:
+            return
+        try:
+            commands.run([*outside, "true"], timeout=SYSTEMD_SECONDS)
+        except CommandFailed as error:
+            service = processes.our_service()
+            raise CommandFailed(
+                f"what is started would end with {service}: {error.what}",
+                hint=f"let {service} use systemd-run, or have a unit of its own run VictoriaLogs",
+            ) from None
 
     def has_command(self, name: str) -> bool:
         """Say whether a program called `name`, or at that path, can be run."""

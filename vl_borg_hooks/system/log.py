@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import stat
 import sys
 
 logger = logging.getLogger("vl-borg-hooks")
@@ -24,3 +26,10 @@ def set_up(verbosity: int) -> None:
     logging.basicConfig(handlers=[handler], level=levels.get(verbosity, logging.DEBUG))
     # sh logs every command that it starts as information; we need that only for debugging.
     logging.getLogger("sh").setLevel(logging.DEBUG if verbosity > 1 else logging.WARNING)
+
+
+def add_time_in_a_file() -> None:
+    """Begin each line with the time if stderr is a file, which doesn't know when a line came."""
+    if stat.S_ISREG(os.fstat(sys.stderr.fileno()).st_mode):
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(_Formatter("%(asctime)s %(message)s"))

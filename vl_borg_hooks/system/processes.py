@@ -8,10 +8,17 @@ import os
 import signal
 import struct
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from pathlib import Path
+from typing import IO, TypeAlias
 
+from vl_borg_hooks.errors import CommandFailed
+
+# sd_booted(3): systemd runs the system if, and only if, this directory exists.
+SYSTEMD_RUNS = Path("/run/systemd/system")
+CGROUP = Path("/proc/self/cgroup")
 # prctl(2) PR_SET_PDEATHSIG, from linux/prctl.h.
 PR_SET_PDEATHSIG = 1
 
@@ -32,30 +39,67 @@ def beside(
     dies_with_us: bool = False,
     outlives_us: bool = False,
     environment: Mapping[str, str] | None = None,
+    errors: IO[bytes] | None = None,
 ) -> Beside:
     """Start `argv` to run beside us; with `talks`, its three streams are pipes, else nothing.
 
     `dies_with_us` makes the kernel end it if we are killed; only for while we have no other thread.
     `outlives_us` gives it its own session, so that what ends us does not end it.
-    `environment` is added to ours. Raises OSError if it can't be started.
+    `environment` is added to ours; stderr goes to `errors` if that is given. Raises CommandFailed if
+    it can't be started.
     """
     # Not by sh. It gives each command threads that watch it until it ends. They wake up every second,
     # ten times a second if the command can be written to, and an answer comes as a call in such a
     # thread. These commands run as long as we do, or longer, also while VictoriaLogs is stopped. They
     # must cost nothing in that time, and we have to wait for the answer of one.
     streams = subprocess.PIPE if talks else subprocess.DEVNULL
-    return subprocess.Popen(
-        argv,
-        stdin=streams,
-        stdout=streams,
-        stderr=streams,
-        text=True,
-        errors="backslashreplace",
-        env={**os.environ, **(environment or {})},
-        cwd="/" if outlives_us else None,
-        start_new_session=outlives_us,
-        preexec_fn=die_with_parent() if dies_with_us else None,  # noqa: PLW1509 - see above
-    )
+    try:
+        return subprocess.Popen(
+            argv,
+            stdin=streams,
+            stdout=streams,
+            stderr=errors or streams,
+            text=True,
+            errors="backslashreplace",
+            env={**os.environ, **(environment or {})},
+            cwd="/" if outlives_us else None,
+            start_new_session=outlives_us,
+            preexec_fn=die_with_parent() if dies_with_us else None,  # noqa: PLW1509 - see above
+        )
+    except OSError as error:
+        raise CommandFailed(
+            f"the command {argv[0]} could not be started: {error.strerror}",
+            hint=f"install {argv[0]} or correct PATH",
+        ) from None
+
+
+def systemd_runs() -> bool:
+    """Say whether we can have systemd run something: it runs the system, and we are root."""
+    return SYSTEMD_RUNS.is_dir() and os.geteuid() == 0
+
+
+def our_service() -> str:
+    """Return the systemd service that we run in, empty if there is none."""
+    with contextlib.suppress(OSError):
+        for line in CGROUP.read_text(encoding="utf-8", errors="replace").splitlines():
+            # cgroups(7): the hierarchy that systemd manages is that of version 2, or this one.
+            _, controllers, path = line.split(":", 2)
+            services = [name for name in path.split("/") if name.endswith(".service")]
+            if controllers in ("", "name=systemd") and services:
+                return services[-1]
+    return ""
+
+
+def outside_our_service() -> list[str]:
+    """Return the call that runs a command outside of the systemd service that we run in.
+
+    systemd ends all that a service has left running when the service ends. Empty if we are in no
+    service, or can't have systemd run anything.
+    """
+    if not systemd_runs() or not our_service():
+        return []
+    described = "--description=started by vl-borg-hooks"
+    return ["systemd-run", "--scope", "--quiet", "--collect", described, "--"]
 
 
 def output(process: Beside, seconds: float) -> str:
@@ -123,3 +167,49 @@ def die_with_parent() -> Callable[[], None]:
 
     # Loaded before the fork: between fork and exec only async-signal-safe work is safe.
     return partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process as it is now; `started` is in seconds since the boot."""
+
+    pid: int
+    parent: int
+    group: int
+    started: float
+    is_zombie: bool
+
+
+def look(pid: int) -> Process | None:
+    """Return process `pid`, None if there is none."""
+    try:
+        content = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (OSError, ValueError):
+        return None
+    # proc(5): the name is the second field, in brackets, and may have any character in it.
+    fields = content.rpartition(")")[2].split()
+    return Process(
+        pid,
+        parent=int(fields[1]),
+        group=int(fields[2]),
+        started=int(fields[19]) / os.sysconf("SC_CLK_TCK"),
+        is_zombie=fields[0] == "Z",
+    )
+
+
+def running() -> Iterator[Process]:
+    """Yield all processes that have not ended."""
+    for name in os.listdir("/proc"):
+        process = look(int(name)) if name.isdigit() else None
+        if process and not process.is_zombie:
+            yield process
+
+
+def ourselves() -> set[int]:
+    """Return the ids of us and of all processes above us."""
+    found: set[int] = set()
+    process = look(os.getpid())
+    while process and process.pid not in found:
+        found.add(process.pid)
+        process = look(process.parent)
+    return found

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.errors import OperatorError, unexpected
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -47,6 +47,30 @@ def held_back() -> Iterator[None]:
     if _Pending.depth == 0 and _Pending.number is not None:
         number, _Pending.number = _Pending.number, None
         raise Interrupted(number)
+
+
+def failure(caught: BaseException) -> OperatorError:
+    """Return what the operator reads of `caught`.
+
+    If it came while another failure was on its way up, such as an error in a cleanup, and does not know
+    the state of VictoriaLogs, it says what that one knew.
+    """
+    error = _error(caught)
+    earlier = caught.__context__
+    while earlier is not None and not error.victorialogs:
+        known = _error(earlier)
+        if known.victorialogs:
+            error.what = f"{known.what}; and then {error.what}"
+            error.instance = error.instance or known.instance
+            error.victorialogs, error.hint = known.victorialogs, known.hint
+        earlier = earlier.__context__
+    return error
+
+
+def _error(caught: BaseException) -> OperatorError:
+    if isinstance(caught, Interrupted):
+        return caught.error
+    return caught if isinstance(caught, OperatorError) else unexpected(caught)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

@@ -124,7 +124,9 @@ class SshHost:
 
         If it can't be made, each command makes its own, or reports why it can't.
         """
-        with tempfile.TemporaryDirectory(prefix="vl-borg-hooks-") as directory:
+        with tempfile.TemporaryDirectory(
+            prefix="vl-borg-hooks-", ignore_cleanup_errors=True
+        ) as directory:
             path = f"{directory}/ssh"
             argv = [*self.transport(), "-M", "-N", "-S", path, "--", self._address]
             with processes.beside(argv, dies_with_us=True) as master:
@@ -175,12 +177,21 @@ class SshHost:
         return completed
 
     def begin(self, argv: Sequence[str]) -> Beside:
-        """Begin to run `argv` there, with its three streams as pipes; raises OSError."""
+        """Begin to run `argv` there, with its three streams as pipes; raises CommandFailed."""
         return processes.beside(self.argv(argv), talks=True)
 
     def watch(self, process: int) -> None:
         """Return None: it would take a program there that watches."""
         return
+
+    def run_starter(
+        self, argv: Sequence[str], *, timeout: float | None = None
+    ) -> commands.Completed:
+        """Run `argv` there: what it leaves running is in sshd's session, and not in our service."""
+        return self.run(argv, timeout=timeout)
+
+    def check_starter(self) -> None:
+        """Do nothing: see `run_starter`."""
 
     def has_command(self, name: str) -> bool:
         """Say whether a program called `name`, or at that path, can be run there."""

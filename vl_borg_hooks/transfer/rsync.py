@@ -112,13 +112,13 @@ def copy(
         argv += [f"--rsh={_rsh(transport)}", f"--timeout={STALLED_SECONDS}"]
     started = time.monotonic()
     parser = Parser()
-    with reporter.transfer(name) as report, tempfile.NamedTemporaryFile() as listed:
+    with reporter.transfer(name) as report, tempfile.TemporaryFile() as listed:
         if only is None:
             argv.append("--delete")
         else:
             listed.write(b"".join(os.fsencode(path) + b"\0" for path in only))
-            listed.flush()
-            argv += [f"--files-from={listed.name}", "--from0"]
+            listed.seek(0)
+            argv += ["--files-from=-", "--from0"]
             if vanishing:
                 argv.append("--ignore-missing-args")
         argv += ["--", *(host.rsync_location(path) for host, path in (source, destination))]
@@ -128,6 +128,7 @@ def copy(
                 ok=commands.ANY_STATUS,
                 timeout=timeout,
                 on_output=lambda text: report(parser.feed(text)),
+                stdin=listed,
                 dies_with_us=True,
                 idle=idle,
             )

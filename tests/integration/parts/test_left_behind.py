@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.parts.disk import SmallDisk
 from tests.parts.left_behind import MARK, left_behind
+from tests.parts.systemd import Systemd
 from tests.parts.waiting import wait_until
 
 
@@ -45,3 +47,34 @@ def test_a_loop_device_is_found_by_its_file(tmp_path: Path) -> None:
         assert left_behind("no mark", tmp_path) == [f"loop device {name} of {image}"]
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
+
+
+TESTS = """\
+import pathlib, time
+from tests.parts.disk import SmallDisk
+
+def test_that_is_ended(systemd, tmp_path):
+    with SmallDisk(tmp_path / "disk", 1 << 20):
+        pathlib.Path({started!r}).write_text(str(systemd.unit_directory.parent))
+        time.sleep(600)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_run_of_tests_that_is_asked_to_end_leaves_nothing(tmp_path: Path) -> None:
+    if reason := SmallDisk.why_not() or Systemd.why_not():
+        pytest.skip(reason)
+    started, file = tmp_path / "started", tmp_path / "test_ended.py"
+    file.write_text(TESTS.format(started=str(started)))
+    argv = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider"]
+    argv += ["-q", f"--rootdir={tmp_path}", f"--basetemp={tmp_path / 'base'}", str(file)]
+    root = Path(__file__).parents[3]
+    with subprocess.Popen(argv, cwd=root, stdout=subprocess.DEVNULL) as tests:
+        try:
+            wait_until(lambda: started.exists() and started.read_text(), 60, "the start")
+            tests.terminate()
+            assert tests.wait(60) == pytest.ExitCode.INTERRUPTED
+        finally:
+            tests.kill()
+    assert left_behind(str(tmp_path / "base"), tmp_path) == []
+    assert not Path(started.read_text()).exists()
