@@ -9,6 +9,7 @@ adds. All of it runs on a real systemd.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import statistics
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import common, data, merge, place
 from benchmarks.writer import Window, Writer
 
-ROWS = "5000,55000,200000,5000+merge,55000+merge"
+ROWS = "5000,55000,200000,5000+merge,55000+merge,5000+tail"
 QUICK_ROWS = "1000,1000+merge"
 MERGED_BYTES = 2_000_000_000
 QUICK_MERGED_BYTES = 50_000_000
@@ -65,10 +66,19 @@ class Row:
     """One size of data, and all ways to back it up."""
 
     def __init__(
-        self, workdir: Path, other: Path, files: int, merged: int, ways: Sequence[str]
+        self,
+        workdir: Path,
+        other: Path,
+        files: int,
+        merged: int,
+        ways: Sequence[str],
+        *,
+        tail: bool = False,
     ) -> None:
         self.tree = data.real(workdir, files, big_bytes=merged)
         self.merged = merged
+        # Whether a client has a live tail open, which VictoriaLogs waits for when it stops.
+        self.tail = tail
         self.unit = place.Unit(self.tree)
         self.same = workdir / f"stop-window-{self.tree.name}"
         self.other = other / self.tree.name
@@ -144,7 +154,7 @@ class Row:
         os.sync()
         parts = merge.parts(self.tree, data.BIG_DAY) if self.merged else []
         writer = Writer(self.unit.server.url, self.same / "writer.json")
-        with writer:
+        with writer, self.unit.server.tail() if self.tail else contextlib.nullcontext():
             if way in self.hooks:
                 self.hooks[way].run("before-create")
             else:
@@ -168,7 +178,8 @@ class Row:
         """Its size in words."""
         merged = f", a merge of {self.merged / 1e9:.2g} GB after the warm pass"
         size = f"{self.found.files:,} files in {self.found.partitions:,} partitions"
-        return f"{size}{merged if self.merged else ''}"
+        tail = ", a live tail open" if self.tail else ""
+        return f"{size}{merged if self.merged else ''}{tail}"
 
     def table(self) -> str:
         """The comparison, pair by pair within the run."""
@@ -198,6 +209,7 @@ class Row:
             "partitions": self.found.partitions,
             "bytes": self.found.bytes,
             "merged_bytes": self.merged,
+            "live_tail": self.tail,
             "ways": {way: self._series_as_json(way) for way in self.series},
         }
 
@@ -222,7 +234,7 @@ class Row:
 
 def parse() -> argparse.Namespace:
     parser = common.parser(__doc__ or "")
-    parser.add_argument("--rows", metavar="FILES[+merge],...", help=f"default: {ROWS}")
+    parser.add_argument("--rows", metavar="FILES[+merge|+tail],...", help=f"default: {ROWS}")
     parser.add_argument(
         "--ways", metavar="WAY,...", default=",".join(LABELS), help="default: %(default)s"
     )
@@ -242,7 +254,11 @@ def main() -> None:
         measured = []
         for text in arguments.rows:
             files, _, extra = text.partition("+")
-            row = Row(workdir, other, int(files), merged if extra else 0, arguments.ways)
+            row = Row(
+                *(workdir, other, int(files), merged if extra == "merge" else 0),
+                arguments.ways,
+                tail=extra == "tail",
+            )
             row.measure(arguments.repetitions)
             measured.append(row)
         tables = [row.table() for row in measured]

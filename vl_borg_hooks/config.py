@@ -173,6 +173,7 @@ class Instance(_Model):
     start_timeout: float = Field(default=120, gt=0)
     max_downtime: float = Field(default=300, gt=0)
     final_pass: Literal["auto", "frozen", "stopped"] = "auto"
+    detached_days: Literal["refuse", "detach"] = "refuse"
     reread_days: float = Field(default=30, gt=0)
     warm: WarmOptions = WarmOptions()
     restore: RestoreOptions = RestoreOptions()

@@ -56,9 +56,10 @@ class Clock:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Have the modules that wait for VictoriaLogs use this clock."""
+        stop_window = ("window", "found", "beforehand", "proof")
         for module in (
-            *("stop_window.window", "stop_window.found", "stop_window.proof", "system.local"),
-            "plugin.context",
+            *(f"stop_window.{name}" for name in stop_window),
+            *("system.local", "plugin.context"),
         ):
             monkeypatch.setattr(f"vl_borg_hooks.{module}.time", self)
 
@@ -79,6 +80,8 @@ class FakeService(ServiceManager):
         # What a stop does that is asked for; by default it takes effect at once.
         self.on_stop: Callable[[], object] = self.die
         self.words = ""
+        # What was not clean about its end.
+        self.end = ""
         if running:
             self.live()
 
@@ -122,6 +125,9 @@ class FakeService(ServiceManager):
 
     def last_words(self) -> str:
         return self.words
+
+    def ask_how_it_ended(self) -> Callable[[], str]:
+        return lambda: self.end
 
     def start_command(self) -> str:
         return "fakectl start"
@@ -253,6 +259,9 @@ class FakeHost(LocalHost):
         self.owners = owners or {}
         self.users = users or {}
 
+    def watch(self, process: int) -> None:
+        return None
+
     def free_bytes(self, path: str) -> int:
         return self.free
 
@@ -277,15 +286,32 @@ class FakeClient(Client):
         self.rows = rows
         # None for a server that does not answer.
         self.flags = flags
+        # None for a server that does not say which days it has attached.
+        self.days: set[str] | None = None
+        self.detached: list[str] = []
+        # Whether /health answers, when only that is asked; None for whenever anything does.
+        self.serves: bool | None = None
         self._version = version
 
-    def is_healthy(self) -> bool:
-        return self.flags is not None
+    def require_healthy(self) -> None:
+        if self.flags is None:
+            raise OperatorError(f"{self.url}/health did not answer")
+
+    def is_healthy(self, seconds: float = 0) -> bool:
+        return self.flags is not None if self.serves is None else self.serves
 
     def stored_rows(self) -> int:
         if self.flags is None:
             raise OperatorError(f"{self.url}/metrics did not answer")
         return self.rows
+
+    def attached_days(self) -> set[str]:
+        if self.days is None:
+            raise OperatorError(f"{self.url}/internal/partition/list answered with 401")
+        return self.days
+
+    def detach(self, day: str) -> None:
+        self.detached.append(day)
 
     def flag(self, name: str) -> str:
         if self.flags is None:

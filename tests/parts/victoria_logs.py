@@ -92,6 +92,10 @@ class LogServer:
         """Ask for all parts to be merged; the real server does so in the background."""
         self._request("/internal/force_merge")
 
+    def detach(self, day: str) -> None:
+        """Have it serve the partition of `day` no more; its directory stays."""
+        self._request(f"/internal/partition/detach?name={day}", b"")
+
     @contextmanager
     def tail(self) -> Iterator[None]:
         """Have a live tail open in the block: the real server waits for it before it stops."""

@@ -81,6 +81,7 @@ def test_every_option_that_is_left_out_has_its_default(write: Write) -> None:
                 "start_timeout": 120,
                 "max_downtime": 300,
                 "final_pass": "auto",
+                "detached_days": "refuse",
                 "reread_days": 30,
                 "warm": {"bwlimit": None},
                 "restore": {"on_extract": False, "owner": None},

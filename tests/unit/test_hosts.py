@@ -104,7 +104,8 @@ def test_an_ssh_that_is_missing_is_one_line() -> None:
     for beside in (SshHost.connected, lambda host: host.flock("/data/flock.lock")):
         with (
             pytest.raises(
-                CommandFailed, match="the command no-such-ssh could not be started: No such"
+                CommandFailed,
+                match=r"the command no-such-ssh (could not be started: No such|was not found)",
             ),
             beside(SshHost("h", ("no-such-ssh",))),
         ):

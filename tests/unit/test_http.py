@@ -29,15 +29,14 @@ def serving(*, status: int = 200, body: str = "OK") -> Iterator[tuple[str, list[
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(f"{self.path} {self.headers.get('Authorization', '')}".strip())
             self.answer()
 
         def do_POST(self) -> None:
             form = self.rfile.read(int(self.headers["Content-Length"])).decode()
-            asked.append(f"{self.path} {form}")
-            self.answer()
+            self.answer(f"POST {form} ".replace("  ", " "))
 
-        def answer(self) -> None:
+        def answer(self, how: str = "") -> None:
+            asked.append(f"{how}{self.path} {self.headers.get('Authorization', '')}".strip())
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body.encode())
@@ -74,13 +73,43 @@ def test_credentials_go_with_every_request() -> None:
         assert client.is_healthy()
         client.flush()
     token = "Basic b3BlcmF0b3I6c2VjcmV0"
-    assert asked == [f"/health {token}", f"/internal/force_flush {token}"]
+    assert asked == [f"/health {token}", f"POST /internal/force_flush {token}"]
 
 
 def test_a_refusal_says_what_was_asked_for() -> None:
     refused = r"/internal/force_flush answered with HTTP Error 401"
     with serving(status=401) as (url, _), pytest.raises(OperatorError, match=refused):
         Client(url).flush()
+
+
+def test_the_internal_api_is_asked_by_post_because_newer_servers_refuse_all_else() -> None:
+    with serving(body='["20260101", "20260102"]') as (url, asked):
+        client = Client(url)
+        client.flush()
+        assert client.attached_days() == {"20260101", "20260102"}
+        client.detach("20260101")
+    assert asked == [
+        "POST /internal/force_flush",
+        "POST /internal/partition/list",
+        "POST name=20260101 /internal/partition/detach",
+    ]
+
+
+@pytest.mark.parametrize("body", ["unsupported path", '{"a": 1}', "[1]", "null"])
+def test_what_is_no_list_of_days_is_an_error(body: str) -> None:
+    with serving(body=body) as (url, _), pytest.raises(OperatorError, match="with a list"):
+        Client(url).attached_days()
+
+
+def test_who_is_not_healthy_says_why() -> None:
+    with serving() as (url, _):
+        Client(url).require_healthy()
+    with serving(status=404) as (url, _), pytest.raises(OperatorError, match="/health answered"):
+        Client(url).require_healthy()
+    with serving(body="<html>") as (url, _), pytest.raises(OperatorError, match="'<html>' and not"):
+        Client(url).require_healthy()
+    with pytest.raises(OperatorError, match=r"/health did not answer: .*refused"):
+        Client(f"http://127.0.0.1:{free_port()}").require_healthy()
 
 
 def test_metrics_tell_rows_version_and_flags() -> None:
@@ -106,7 +135,11 @@ def test_a_key_goes_in_a_form_to_what_it_guards_and_to_nothing_else() -> None:
         assert client.stored_rows() == 1207
         client.flush()
         client.is_healthy()
-    assert asked == ["/metrics authKey=m+%26+m", "/internal/force_flush authKey=f", "/health"]
+    assert asked == [
+        "POST authKey=m+%26+m /metrics",
+        "POST authKey=f /internal/force_flush",
+        "/health",
+    ]
 
 
 @pytest.mark.parametrize(("status", "names"), [(401, "auth_keys: metrics:"), (503, "")])

@@ -16,6 +16,7 @@ import pytest
 from tests.parts.waiting import wait_until
 from tests.support import FAKE_SSH, LockingServer, make_data
 from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.system import flocks
 from vl_borg_hooks.system.hosts import Host
 from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.system.ssh import SshHost
@@ -95,6 +96,60 @@ def test_asking_makes_no_file(host: Host, tmp_path: Path) -> None:
     assert not list((tmp_path / "data").iterdir())
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_asking_does_not_take_the_lock(
+    host: Host, data: Path, monkeypatch: pytest.MonkeyPatch, *, held: bool
+) -> None:
+    """A server that starts in that moment would find it taken, and panic."""
+    if os.readlink("/proc/self/ns/pid") != flocks.INITIAL_PID_NAMESPACE:
+        pytest.skip("in a container there is no other way")
+
+    def take(*_: object, **__: object) -> None:
+        pytest.fail("it was taken")
+
+    with LockingServer(data) as server:
+        if held:
+            server.start()
+        monkeypatch.setattr(type(host), "flock", take)
+        assert lock.holder(host, str(data)) == (server.pid if held else None)
+
+
+def test_a_missing_file_is_not_made_by_who_wants_the_lock(host: Host, tmp_path: Path) -> None:
+    with pytest.raises(OperatorError), lock.hold(host, str(tmp_path)):
+        pass
+    assert not (tmp_path / "flock.lock").exists()
+
+
+LISTED = """\
+1: POSIX  ADVISORY  WRITE 11 fe:00:7 0 EOF
+2: FLOCK  ADVISORY  WRITE 12 00:2a:7 0 EOF
+3: FLOCK  ADVISORY  WRITE 13 fe:00:77 0 EOF
+4: -> FLOCK  ADVISORY  WRITE 14 fe:00:5 0 EOF
+5: FLOCK  ADVISORY  WRITE -1 fe:00:8 0 EOF
+6: LEASE  ACTIVE    READ  15 fe:00:9 0 EOF
+7: FLOCK  ADVISORY  READ  16 fe:00:10 0 EOF
+"""
+
+
+@pytest.mark.parametrize(
+    ("device", "inode", "expected"),
+    [
+        # Of another kind, only waiting, on another device: not held.
+        *(("254:0", inode, None) for inode in (7, 5, 9, 1)),
+        ("0:42", 7, 12),
+        ("254:0\n", 77, 13),
+        # Held on another machine: by a process that can't be named.
+        ("254:0", 8, flocks.UNKNOWN),
+        # Held by several; a server can't take it either.
+        ("254:0", 10, 16),
+    ],
+)
+def test_who_holds_a_lock_is_in_the_kernels_list(
+    device: str, inode: int, expected: int | None
+) -> None:
+    assert flocks.holder(LISTED, flocks.file_name(device, inode)) == expected
+
+
 def test_a_missing_file_can_be_made_such_that_the_server_can_open_it(
     host: Host, tmp_path: Path
 ) -> None:
@@ -118,14 +173,13 @@ def test_a_lock_that_cannot_be_taken_at_all_is_no_held_lock(host: Host, tmp_path
     assert "\n" not in str(caught.value)
 
 
-def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_in_the_place_of_the_lock_is_not_followed(host: Host, tmp_path: Path) -> None:
     (tmp_path / "outside").touch()
     (tmp_path / "flock.lock").symlink_to("outside")
-    with (
-        pytest.raises(OperatorError, match="symbolic links"),
-        lock.hold(LocalHost(), str(tmp_path)),
-    ):
+    with pytest.raises(OperatorError), lock.hold(host, str(tmp_path)):
         pass
+    with pytest.raises(OperatorError, match="is not a regular file"):
+        lock.is_held(host, str(tmp_path))
 
 
 def test_what_fails_under_the_lock_gets_out_and_frees_it(host: Host, data: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import signal
 
 import psutil
 import pytest
@@ -38,3 +40,45 @@ def test_what_outlives_us_has_a_session_a_directory_and_variables_of_its_own() -
             assert environment["PATH"] == os.environ["PATH"]
         finally:
             guard.kill()
+
+
+# What the kernel does not tell yet, nobody is asked for: the service manager is.
+TELLS = tuple(map(int, platform.release().split(".")[:2])) >= (6, 15)
+
+
+@pytest.mark.skipif(not TELLS, reason="Linux before 6.15 does not tell it")
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [(["true"], 0), (["sh", "-c", "exit 255"], 255), (["sh", "-c", "kill -KILL $$"], -9)],
+)
+def test_how_a_process_has_ended_is_known_later(argv: list[str], expected: int) -> None:
+    with processes.beside(["sh", "-c", 'read go; exec "$@"', "sh", *argv], talks=True) as process:
+        ended = processes.watch(process.pid)
+        assert ended
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.close()
+        process.wait()
+    assert ended() == expected
+
+
+@pytest.mark.skipif(not TELLS, reason="Linux before 6.15 does not tell it")
+def test_how_a_process_that_runs_will_end_is_not_known() -> None:
+    ended = processes.watch(os.getpid())
+    assert ended
+    assert ended() is None
+
+
+def test_a_process_that_is_not_there_is_not_watched() -> None:
+    with processes.beside(["true"]) as process:
+        process.wait()
+    assert processes.watch(process.pid) is None
+
+
+@pytest.mark.timeout(30)
+def test_what_a_process_prints_is_waited_for_only_so_long() -> None:
+    assert processes.output(processes.beside(["echo", "yes"], talks=True), 10) == "yes\n"
+    slow = processes.beside(["sleep", "60"], talks=True)
+    assert processes.output(slow, 0.1) == ""
+    assert slow.returncode == -signal.SIGKILL

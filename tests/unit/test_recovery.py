@@ -12,7 +12,9 @@ from tests.parts.fakes import Clock, FakeHooks, FakeService
 from tests.support import make_backup, make_data, make_partition, said, tree
 from vl_borg_hooks.actions.run import explained
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
+from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.runs.records import Expected, Journal
+from vl_borg_hooks.stop_window import window
 from vl_borg_hooks.stop_window.recovery import recover
 from vl_borg_hooks.stop_window.window import StartFailed
 from vl_borg_hooks.system import files
@@ -308,6 +310,15 @@ def test_data_that_was_brought_back_is_not_undone_again_if_the_start_fails(kille
     assert not killed.working.exists()
 
 
+def test_a_status_command_that_cannot_tell_keeps_nothing_down(killed: Killed) -> None:
+    killed.swap(found_running=True)
+    killed.service.says = OperatorError("exit status 4")
+    assert killed.recover()
+    assert killed.service.running
+    assert tree(killed.data) == killed.before
+    assert killed.target.records.journal() is None
+
+
 def test_a_start_that_fails_is_still_owed(killed: Killed) -> None:
     killed.note("before-create", found_running=True)
     killed.service.refusals = ["exit status 2"] * 100
@@ -390,9 +401,15 @@ def test_data_that_was_brought_back_is_served_even_if_the_state_has_no_room_for_
     assert killed.target.records.journal() is None
 
 
-def test_a_recovery_that_fails_before_its_start_says_that_it_is_down(killed: Killed) -> None:
+def test_a_recovery_that_fails_before_its_start_says_that_it_is_down(
+    killed: Killed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     killed.swap(found_running=True)
-    killed.service.says = OperatorError("systemctl timed out")
+
+    def fail(target: Target) -> None:
+        raise OperatorError("systemctl timed out")
+
+    monkeypatch.setattr(window, "stop_again", fail)
     with pytest.raises(OperatorError) as caught, explained(killed.target):
         killed.recover()
     assert str(caught.value) == (

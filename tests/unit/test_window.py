@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.parts.fakes import Clock, FakeClient, FakeHooks, FakeService, no_guard, with_client
+from tests.parts.fakes import (
+    Clock,
+    FakeClient,
+    FakeHooks,
+    FakeHost,
+    FakeService,
+    no_guard,
+    with_client,
+)
 from tests.support import make_backup, said
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Backup
 from vl_borg_hooks.runs.records import Journal
 from vl_borg_hooks.services import ServiceState
+from vl_borg_hooks.steps import service
 from vl_borg_hooks.stop_window import guard
 from vl_borg_hooks.stop_window.window import (
     StartFailed,
@@ -25,6 +35,7 @@ from vl_borg_hooks.stop_window.window import (
     stop_window,
     watch,
 )
+from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.system.signals import Interrupted
 from vl_borg_hooks.victorialogs import lock
 
@@ -142,7 +153,9 @@ def test_what_cannot_be_noted_in_the_journal_is_not_begun(world: World) -> None:
 def test_a_server_that_cannot_flush_is_stopped_all_the_same(
     world: World, monkeypatch: pytest.MonkeyPatch, *, answers: bool
 ) -> None:
-    with_client(monkeypatch, FakeClient({} if answers else None))
+    client = FakeClient({} if answers else None)
+    client.serves = False
+    with_client(monkeypatch, client)
     with world.window():
         assert not world.service.running
     assert world.service.running
@@ -185,6 +198,159 @@ def test_the_journal_is_kept_for_the_guard_only_if_the_stop_may_still_come(
         pass
     assert (world.journal is None) is starts_after_stop
     assert world.backup.stop_may_still_come is not starts_after_stop
+
+
+def test_a_server_that_was_asked_to_stop_before_is_only_waited_for(world: World) -> None:
+    """A second SIGTERM would kill it."""
+    world.service.on_stop = lambda: None
+    with pytest.raises(StartFailed), world.window():
+        pytest.fail("the block was entered")
+    assert world.service.asked.count("stop") == 1
+    # The next run.
+    again = make_backup(Path(world.backup.config_path).parent, stop_timeout=5)
+    again.service = world.service
+    world.clock.after(3, world.service.die)
+    with said() as lines, stop_window(world.hooks, again):
+        assert world.is_locked
+    assert any("was asked to stop before" in line for line in lines)
+    assert world.service.asked.count("stop") == 1
+    assert world.service.running
+
+
+@pytest.mark.parametrize("why", ["another server", "long ago", "systemd"])
+def test_a_server_that_is_not_stopping_is_asked_to(
+    world: World, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    world.backup.records.note_asked_to_stop(
+        1 if why == "another server" else os.getpid(), -1 if why == "long ago" else 60
+    )
+    world.service.starts_after_stop = why == "systemd"
+    with world.window():
+        pass
+    assert world.service.asked == ["stop", "start"]
+
+
+def test_a_url_that_answers_while_it_is_stopped_is_anothers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = FakeClient({})
+    client.serves = True
+    with_client(monkeypatch, client)
+    with (
+        pytest.raises(OperatorError, match="it answers while VictoriaLogs is stopped") as caught,
+        world.window(),
+    ):
+        pytest.fail("the block was entered")
+    assert caught.value.hint == "correct url"
+    assert world.service.running
+    assert world.journal is None
+    # From there on it is not asked any more.
+    assert service.is_healthy(world.backup)
+    client.serves = False
+    assert service.is_healthy(world.backup)
+
+
+def test_a_url_that_is_its_own_is_not_asked_in_the_window(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = FakeClient({})
+    client.serves = True
+    with_client(monkeypatch, client)
+    world.backup.url_is_its_own = True
+    with world.window():
+        pass
+
+
+@pytest.mark.parametrize("holds", [True, False])
+@pytest.mark.parametrize("answers", [True, False, None])
+def test_healthy_is_who_holds_the_lock_and_answers(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, holds: bool, answers: bool | None
+) -> None:
+    client = None if answers is None else FakeClient({})
+    if client:
+        client.serves = answers
+    with_client(monkeypatch, client)
+    if not holds:
+        world.service.die()
+    assert service.is_healthy(world.backup) is (holds and answers is not False)
+
+
+@pytest.mark.parametrize(
+    ("status", "said_of_it"), [(255, "exit status 255"), (-9, "killed by signal 9")]
+)
+def test_the_kernel_is_asked_how_it_ended_if_it_can_tell(
+    world: World, monkeypatch: pytest.MonkeyPatch, status: int, said_of_it: str
+) -> None:
+    """Then nobody has to be asked in the window."""
+    monkeypatch.setattr(LocalHost, "watch", lambda *_: lambda: status)
+
+    def ask() -> None:
+        pytest.fail("the service manager was asked")
+
+    monkeypatch.setattr(world.service, "ask_how_it_ended", ask)
+    with world.window():
+        pass
+    assert world.backup.stop.unclean == said_of_it
+
+
+def test_how_it_ended_is_told_and_kept_if_that_was_not_clean(world: World) -> None:
+    world.backup.host = FakeHost()
+    world.service.end = "exit status 137"
+    with said() as lines, world.window():
+        pass
+    assert any("did not stop cleanly (exit status 137): rows" in line for line in lines)
+    assert world.backup.stop.unclean == "exit status 137"
+    assert world.service.running
+
+
+def test_how_it_ended_need_not_be_known(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> str:
+        raise OperatorError("no answer")
+
+    world.backup.host = FakeHost()
+    for answer in (lambda: fail, fail, lambda: None):
+        monkeypatch.setattr(world.service, "ask_how_it_ended", answer)
+        with said() as lines, world.window():
+            pass
+        assert not any("cleanly" in line for line in lines)
+        assert world.service.running
+
+
+def test_what_could_not_start_again_is_not_stopped(world: World) -> None:
+    Path(world.backup.data_directory, "partitions").mkdir()
+    Path(world.backup.data_directory, "partitions", "stray").touch()
+    with pytest.raises(OperatorError, match="it could not start again"), world.window():
+        pytest.fail("the block was entered")
+    assert world.service.asked == []
+    assert world.hooks.names == []
+
+
+def test_a_restore_stops_what_could_not_start_again_on_the_data_that_it_replaces(
+    world: World,
+) -> None:
+    Path(world.backup.data_directory, "partitions").mkdir()
+    Path(world.backup.data_directory, "partitions", "stray").touch()
+    world.backup.replaces_data = True
+    with world.window():
+        pass
+    assert world.service.asked == ["stop", "start"]
+
+
+def test_without_its_lock_file_the_service_manager_says_when_it_has_stopped(world: World) -> None:
+    """As when the data is lost. Asked before we hold the lock: it may take us for VictoriaLogs."""
+    world.service.die()
+    world.service.says = ServiceState.RUNNING
+    world.backup.replaces_data = True
+
+    def end() -> None:
+        assert not world.is_locked
+        world.service.says = None
+
+    world.service.on_stop = lambda: world.clock.after(0.3, end)
+    with world.window():
+        # Whatever it says now is not asked for.
+        world.service.says = ServiceState.RUNNING
+    assert world.service.asked == ["stop", "start"]
 
 
 def test_a_server_that_stops_too_late_is_started_after_its_stop(world: World) -> None:
@@ -405,6 +571,17 @@ def test_what_a_restore_started_is_stopped_and_has_let_go_of_the_lock(world: Wor
     assert not world.service.running
     stop_again(world.backup)
     assert world.service.asked == ["stop"]
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_what_cannot_tell_whether_it_runs_is_not_needed_to_stop_it_again(
+    world: World, *, running: bool
+) -> None:
+    if not running:
+        world.service.die()
+    world.service.says = OperatorError("exit status 4")
+    stop_again(world.backup)
+    assert world.service.asked == (["stop"] if running else [])
 
 
 def test_a_lock_that_is_free_in_time_ends_the_wait_for_the_stop(world: World) -> None:

@@ -45,6 +45,7 @@ def roll_back(
         )
     for target in targets:
         target.command = "restore --rollback"
+        target.replaces_data = True
         with exclusive(target, target.command), explained(target):
             if not dry_run:
                 recover(setting.hooks, target)

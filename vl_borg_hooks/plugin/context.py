@@ -58,6 +58,10 @@ class Stop:
     is_open: bool = False
     # Whether VictoriaLogs did not stop in time: it may stop at any moment.
     is_late: bool = False
+    # What was not clean about it, as the service manager says: rows may have been lost.
+    unclean: str = ""
+    # Whether `url` answered while VictoriaLogs was stopped: it is another server's.
+    url_is_anothers: bool = False
 
 
 class Target:
@@ -65,6 +69,8 @@ class Target:
 
     # Which command works on it, for the journal: `recover` says what was cut short.
     command = ""
+    # Whether VictoriaLogs is stopped to start on other data than it runs on.
+    replaces_data = False
 
     def __init__(
         self, loaded: LoadedConfig, instance: Instance, additions: Additions, records: RunRecords
@@ -79,6 +85,10 @@ class Target:
         # The state of VictoriaLogs when this run began; None until the checks have found out.
         self.found: ServiceState | None = None
         self.stop = Stop()
+        # Days that were detached before the stop, and that a start attaches. Set by the checks.
+        self.detached: list[str] = []
+        # Whether it is proved that `url` is this VictoriaLogs. Set by the checks.
+        self.url_is_its_own = False
         # Seconds from the stop command to healthy again; None until that was measured.
         self.downtime: float | None = None
         self._additions = additions
@@ -93,9 +103,12 @@ class Target:
         """The data path as a path on `host`."""
         return self.instance.data_directory
 
-    @property
+    @cached_property
     def client(self) -> Client | None:
-        """VictoriaLogs over HTTP, None if the config has no `url`; raises OperatorError."""
+        """VictoriaLogs over HTTP, None if the config has no `url`.
+
+        The password is read once. Raises OperatorError if it can't be read.
+        """
         if not self.instance.url:
             return None
         from vl_borg_hooks.victorialogs.http import Client
@@ -159,6 +172,7 @@ class Restore(Target):
     """The restore of one instance from `copy`, a staging or extracted copy."""
 
     command = "restore"
+    replaces_data = True
 
     def __init__(
         self,

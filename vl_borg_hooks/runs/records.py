@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -119,7 +119,8 @@ class Journal:
     names of what a restore replaces in the data directory, None before it begins to replace and after
     it has proved or undone that. Only of a restore: `source` is the name of what it puts in place,
     in our working directory, `expected` what has to be served then, and `discard` says that what was
-    replaced is removed after the proof.
+    replaced is removed after the proof. `detached` are the days that have to be detached after the
+    start.
     """
 
     command: str
@@ -128,6 +129,7 @@ class Journal:
     source: str = ""
     expected: Expected | None = None
     discard: bool = False
+    detached: list[str] = field(default_factory=list)
 
 
 class RunRecords:
@@ -247,6 +249,31 @@ class RunRecords:
     def clear_journal(self) -> None:
         """Remove the journal: VictoriaLogs is as it was found, and nothing is left to finish."""
         files.remove(self._journal)
+
+    def note_asked_to_stop(self, server: int, seconds: float) -> None:
+        """Note that process `server` was asked to stop, which may take `seconds`.
+
+        Outlives the journal: the next run may come before that stop.
+        """
+        content = json.dumps({"server": server, "until": time.time() + seconds})
+        files.write_atomically(self._asked_to_stop, content.encode())
+
+    def asked_to_stop(self) -> int | None:
+        """Return the process that a run has asked to stop and that may still do so, or None."""
+        try:
+            noted = json.loads(self._asked_to_stop.read_bytes())
+            return int(noted["server"]) if time.time() < noted["until"] else None
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return None
+
+    def forget_asked_to_stop(self) -> None:
+        """Forget it: that process has stopped. In the stop window, so nothing is waited for."""
+        with contextlib.suppress(OSError):
+            self._asked_to_stop.unlink()
+
+    @property
+    def _asked_to_stop(self) -> Path:
+        return self.directory / "asked-to-stop.json"
 
     @property
     def _lease(self) -> Path:

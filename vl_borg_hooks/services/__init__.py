@@ -9,6 +9,9 @@ from typing import TypeAlias
 
 from vl_borg_hooks.system.hosts import Host, Owner
 
+# How long the answer to how VictoriaLogs ended may take; VictoriaLogs runs again meanwhile.
+ENDED_SECONDS = 10
+
 
 class ServiceState(Enum):
     """What the service manager says of VictoriaLogs."""
@@ -56,6 +59,15 @@ class ServiceManager(ABC):
     def last_words(self) -> str:
         """Return the manager's last message about VictoriaLogs, one line, for a failed start."""
         return ""
+
+    def ask_how_it_ended(self) -> Callable[[], str] | None:
+        """Begin to ask how the VictoriaLogs that has just stopped ended; None if nobody can tell.
+
+        Called in the stop window, so it must not wait for anything. What is returned is called
+        after the next start was asked for: it waits for the answer, and returns what was not clean
+        about the stop, or nothing if nothing was or if it is not known.
+        """
+        return None
 
     def owner(self) -> Owner | None:
         """Return the user that VictoriaLogs runs as, None if the manager does not know."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from vl_borg_hooks import config
-from vl_borg_hooks.errors import CommandFailed
-from vl_borg_hooks.services import ServiceManager, ServiceState
+from vl_borg_hooks.errors import CommandFailed, OperatorError
+from vl_borg_hooks.services import ENDED_SECONDS, ServiceManager, ServiceState
+from vl_borg_hooks.system import processes
 from vl_borg_hooks.system.hosts import Host
 
 # LSB and systemctl(1): `status` exits with 0 for running and 3 for stopped; pgrep(1) with 1 for
@@ -18,13 +20,17 @@ STOPPED_STATUSES = (1, 3)
 
 
 class CommandOptions(BaseModel):
-    """The options under `command:`: an argument list each, and how long each may take."""
+    """The options under `command:`: an argument list each, and how long each may take.
+
+    `exit_status` prints the exit status of a VictoriaLogs that has stopped: 0 for a clean stop.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     stop: config.Argv
     start: config.Argv
     status: config.Argv
+    exit_status: config.Argv | None = None
     timeout: float = Field(default=120, gt=0, description="seconds")
 
 
@@ -42,8 +48,9 @@ class Command(ServiceManager):
 
     def check(self) -> None:
         """Raise CommandFailed if a program is missing, or if what is started would end with us."""
-        for argv in (self._options.stop, self._options.start, self._options.status):
-            if not self._host.has_command(argv[0]):
+        options = self._options
+        for argv in (options.stop, options.start, options.status, options.exit_status):
+            if argv and not self._host.has_command(argv[0]):
                 raise CommandFailed(
                     f"the command {argv[0]} was not found on {self._host.name}",
                     hint=f"install {argv[0]} or correct service: command:",
@@ -68,9 +75,27 @@ class Command(ServiceManager):
         self._host.run(self._options.stop, timeout=self._options.timeout)
 
     def start(self) -> None:
-        """Run the start command, unless VictoriaLogs runs already."""
-        if self.state() is ServiceState.STOPPED:
+        """Run the start command, unless the status command says that VictoriaLogs runs already."""
+        try:
+            runs = self.state() is ServiceState.RUNNING
+        except OperatorError:
+            # It can't tell. To start what runs is an error at most; not to start it is worse.
+            runs = False
+        if not runs:
             self._host.run_starter(self._options.start, timeout=self._options.timeout)
+
+    def ask_how_it_ended(self) -> Callable[[], str] | None:
+        """Begin to ask for the exit status, if the config has a command for it."""
+        argv = self._options.exit_status
+        if argv is None:
+            return None
+        asked = self._host.begin(argv)
+
+        def answer() -> str:
+            said = processes.output(asked, ENDED_SECONDS).strip()
+            return "" if said in ("", "0") else f"exit status {said.splitlines()[-1]}"
+
+        return answer
 
     def start_command(self) -> str:
         """Return the start command."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from vl_borg_hooks import config
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.services import ServiceManager, ServiceState
+from vl_borg_hooks.services import ENDED_SECONDS, ServiceManager, ServiceState
+from vl_borg_hooks.system import processes
 from vl_borg_hooks.system.commands import Completed
 from vl_borg_hooks.system.hosts import Host, Owner
 
@@ -97,6 +98,24 @@ class Systemd(ServiceManager):
         )
         return f"{said} {journal.stdout.strip()}".strip()
 
+    def ask_how_it_ended(self) -> Callable[[], str] | None:
+        """Begin to ask for the unit's result, and the exit status of its main process.
+
+        The next start clears them. systemd works through what it is asked in order, and is asked for
+        that start later, by another systemctl.
+        """
+        argv = self._argv("show", "--property=Result,ExecMainCode,ExecMainStatus")
+        asked = self._host.begin(argv)
+
+        def answer() -> str:
+            said = _properties(processes.output(asked, ENDED_SECONDS))
+            # 0 is the code of a process that has not ended: of the one before, or of the next.
+            if said.get("ExecMainCode", "0") == "0" or said.get("Result") == "success":
+                return ""
+            return ", ".join(f"{name}={value}" for name, value in said.items())
+
+        return answer
+
     def owner(self) -> Owner | None:
         """Return the unit's User= and Group=, None if it has no User= and so runs as root."""
         properties = self._properties("User", "Group")
@@ -108,14 +127,20 @@ class Systemd(ServiceManager):
         return f"systemctl start {self.unit}"
 
     def _properties(self, *names: str) -> Mapping[str, str]:
-        printed = self._systemctl("show", f"--property={','.join(names)}")
-        pairs = (line.partition("=") for line in printed.stdout.splitlines())
-        return {name: value for name, _, value in pairs}
+        return _properties(self._systemctl("show", f"--property={','.join(names)}").stdout)
 
     def _systemctl(self, *arguments: str, ok: range = range(1)) -> Completed:
+        return self._host.run(self._argv(*arguments), ok=ok, timeout=ANSWER_SECONDS)
+
+    def _argv(self, *arguments: str) -> list[str]:
         # `show` needs the prefix too: without root it needs D-Bus, which not every machine has.
-        argv = [*self._prefix, "systemctl", *arguments, "--", self.unit]
-        return self._host.run(argv, ok=ok, timeout=ANSWER_SECONDS)
+        return [*self._prefix, "systemctl", *arguments, "--", self.unit]
+
+
+def _properties(printed: str) -> Mapping[str, str]:
+    """Return what `systemctl show` has printed."""
+    pairs = (line.partition("=") for line in printed.splitlines())
+    return {name: value for name, _, value in pairs}
 
 
 def from_config(options: object, host: Host) -> ServiceManager:

@@ -73,6 +73,9 @@ class Manifest(BaseModel):
     # Whether the staging copy may have shared files with the data, as hard links on one filesystem.
     linked: bool
     inventory_sha256: str
+    # What was not clean about the stop before the final pass, empty if nothing was: then rows that
+    # VictoriaLogs had acknowledged may be missing, in the copy and in the data.
+    unclean_stop: Shown = ""
 
 
 def read(path: Path) -> Manifest:

@@ -24,8 +24,8 @@ def publish_copy(backup: Backup, copied: Copied) -> Manifest:
     last = copied.last_published or _look_at_copy(backup)
     looked_at = last.looked_at if last else time.time()
     # Parts that no parts.json lists: merged since the warm pass, or left by a killed server.
-    # VictoriaLogs removes such parts itself when it starts.
-    for stray in list(parts.stray_parts(staging.data)):
+    # VictoriaLogs removes such parts itself when it starts, and empty partitions.
+    for stray in [*parts.stray_parts(staging.data), *parts.empty_partitions(staging.data)]:
         LocalHost().remove_tree(str(stray))
     sizes: dict[str, int] = {}
     notes = Notes()
@@ -64,6 +64,7 @@ def publish_copy(backup: Backup, copied: Copied) -> Manifest:
         final_pass=copied.final_pass,
         linked=copied.linked,
         inventory_sha256=totals.sha256,
+        unclean_stop=backup.stop.unclean,
     )
     staging.use_new_inventory()
     staging.publish(manifest)

@@ -12,6 +12,7 @@ from vl_borg_hooks.plugin.context import Backup, Restore, Target
 from vl_borg_hooks.runs.records import Expected
 from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.stop_window import proof
+from vl_borg_hooks.stop_window.beforehand import require_startable, require_url
 from vl_borg_hooks.stop_window.found import answering, find_state, refuse_other_server
 from vl_borg_hooks.system.hosts import Host, Owner
 from vl_borg_hooks.system.local import LocalHost
@@ -35,8 +36,15 @@ def backup_checks(backup: Backup) -> Iterator[Check]:
     service = check("service manager", lambda: _service(backup))
     yield service
     yield check("url", lambda: _url(backup))
-    if data_path.ok and service.ok:
-        yield check("VictoriaLogs", lambda: _found(backup))
+    if not (data_path.ok and service.ok):
+        return
+    state = check("VictoriaLogs", lambda: _found(backup))
+    yield state
+    if state.ok and backup.found is ServiceState.RUNNING:
+        url = check("health", lambda: _health(backup))
+        yield url
+        if url.ok:
+            yield check("next start", lambda: _next_start(backup))
 
 
 @hookimpl
@@ -59,6 +67,8 @@ def restore_checks(restore: Restore) -> Iterator[Check]:
     yield check("owner", lambda: _owner(restore))
     yield check("replaced data", lambda: _nothing_kept(restore))
     if state.ok and url.ok:
+        if restore.found is ServiceState.RUNNING:
+            yield check("health", lambda: _health(restore))
         yield check("limits", lambda: limits_of(restore, restore.expected))
 
 
@@ -104,6 +114,17 @@ def _url(target: Target) -> str:
     if target.client is None:
         return "without url: in the config, the lock shows whether VictoriaLogs runs"
     return f"VictoriaLogs is asked at {target.client.url}"
+
+
+def _health(target: Target) -> str:
+    """Raise OperatorError if `url` is not that of the VictoriaLogs that is to be stopped."""
+    require_url(target)
+    return "VictoriaLogs is healthy" if target.client else "VictoriaLogs holds its lock"
+
+
+def _next_start(backup: Backup) -> str:
+    require_startable(backup)
+    return "nothing keeps VictoriaLogs from starting again after a stop"
 
 
 def _found(target: Target) -> str:

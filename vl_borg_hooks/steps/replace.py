@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -138,7 +137,6 @@ def exchange(hooks: Hooks, wanted: Exchange) -> None:
     try:
         if found_running:
             with window.stop_window(hooks, target, settle=False):
-                _wait_stopped(target)
                 _swap(wanted)
         else:
             guard.arm(target)
@@ -180,12 +178,3 @@ def _swap(wanted: Exchange) -> None:
     journal = wanted.journal(replaced, running=target.found is ServiceState.RUNNING)
     target.records.note(journal)
     swap_of(target, journal).do()
-
-
-def _wait_stopped(target: Target) -> None:
-    """Wait for the service manager too: if the data was lost, the lock file was lost too."""
-    deadline = time.monotonic() + target.instance.stop_timeout
-    while target.service.state() is not ServiceState.STOPPED:
-        if time.monotonic() >= deadline:
-            raise OperatorError(f"{target.service.description} did not stop in time")
-        time.sleep(window.POLL_SECONDS)

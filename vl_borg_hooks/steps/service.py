@@ -32,7 +32,10 @@ def start_service(target: Target) -> bool:
 
 @hookimpl
 def is_healthy(target: Target) -> bool:
-    """Say whether `/health` is OK, or without a `url`, whether a server holds the data's lock."""
-    if target.client:
-        return target.client.is_healthy()
+    """Say whether a server holds the data's lock, and with a `url`, whether `/health` is OK too.
+
+    `url` is asked first: it refuses at no cost until the server serves.
+    """
+    if target.client and not target.stop.url_is_anothers and not target.client.is_healthy():
+        return False
     return lock.is_held(target.host, target.data_directory)

@@ -30,6 +30,7 @@ def recover(hooks: Hooks, target: Target, *, undo: bool = False) -> bool:
         return False
     # What is owed: a failure from here on tells if VictoriaLogs is down.
     target.found = ServiceState.RUNNING if journal.found_running else ServiceState.STOPPED
+    target.detached = journal.detached
     target.reporter.warn(f"a {journal.command} was cut short: bringing VictoriaLogs back")
     if journal.replaced is not None:
         if not undo and _is_proved(hooks, target, journal):
@@ -45,7 +46,8 @@ def recover(hooks: Hooks, target: Target, *, undo: bool = False) -> bool:
         window.stop_again(target)
     settle(target, journal)
     window.clear_journal(target)
-    target.reporter.say(f"VictoriaLogs is {target.service.state().value} again, as it was found")
+    state = ServiceState.RUNNING if journal.found_running else ServiceState.STOPPED
+    target.reporter.say(f"VictoriaLogs is {state.value} again, as it was found")
     return True
 
 

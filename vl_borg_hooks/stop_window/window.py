@@ -6,12 +6,12 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.errors import OperatorError, printable
 from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.runs.records import Journal
 from vl_borg_hooks.services import ServiceState
-from vl_borg_hooks.stop_window import guard
+from vl_borg_hooks.stop_window import beforehand, guard
 from vl_borg_hooks.stop_window.found import DOWN
 from vl_borg_hooks.system import signals
 from vl_borg_hooks.victorialogs import lock
@@ -23,6 +23,8 @@ POLL_SHARE = 0.005
 # start_timeout is over.
 RETRY_SECONDS = 2
 WATCH_POLL_SECONDS = 0.2
+# How long `url` may take to answer while VictoriaLogs is stopped: a refusal comes immediately.
+ANSWER_SECONDS = 0.2
 # VictoriaLogs is watched for at least so many seconds after a stop that may still take effect,
 # because its command failed, or was interrupted or killed with us.
 WATCH_SECONDS = 5
@@ -37,33 +39,46 @@ def stop_window(hooks: Hooks, target: Target, *, settle: bool = True) -> Iterato
     """Stop VictoriaLogs and lock its data directory for the block; start it again afterwards.
 
     If it was found stopped, only its lock is held, and it stays stopped. With `settle`, the journal
-    is removed when it runs again; otherwise the caller removes it. Raises OperatorError if it does
-    not stop in `stop_timeout` seconds, after it was brought back, and StartFailed if it does not
-    come back.
+    is removed when it runs again; otherwise the caller removes it. Raises OperatorError if it could
+    not start again, before the stop, or if it does not stop in `stop_timeout` seconds, after it was
+    brought back, and StartFailed if it does not come back.
     """
     if target.found is ServiceState.STOPPED:
         lock.ensure_file(target.host, target.data_directory)
         with lock.hold(target.host, target.data_directory):
             yield
         return
+    if not target.replaces_data:
+        beforehand.require_startable(target)
     with _announced(hooks, target):
         guard.arm(target)
         # Before the journal is written, because a server that hangs may answer late.
         _flush(target)
-        target.records.note(Journal(target.command, found_running=True))
+        server = lock.holder(target.host, target.data_directory)
+        was_asked = _was_asked(target, server)
+        target.records.note(Journal(target.command, found_running=True, detached=target.detached))
         failed: BaseException | None = None
+        ended = _watch(target, server)
         try:
             target.stop.asked_at = time.monotonic()
             target.stop.is_open = True
-            hooks.stop_service(target)
+            if not was_asked:
+                hooks.stop_service(target)
+            if server is None:
+                _wait_for_service(target)
             with locked(target):
+                ended = ended or _ask_how_it_ended(target)
+                _refuse_url_of_another(target)
                 yield
         except BaseException as error:
             failed = error
             raise
         finally:
             with signals.held_back():
-                _bring_back_after(hooks, target, failed)
+                try:
+                    _bring_back_after(hooks, target, failed)
+                finally:
+                    _tell_how_it_ended(target, ended)
                 if settle:
                     clear_journal(target)
 
@@ -90,6 +105,85 @@ def _announced(hooks: Hooks, target: Target) -> Iterator[None]:
             target.reporter.warn(f"a plugin's after_start failed too: {error}")
         raise
     hooks.after_start(target)
+
+
+def _was_asked(target: Target, server: int | None) -> bool:
+    """Say whether an earlier run has asked `server` to stop; if not, note that we do.
+
+    A second SIGTERM would kill it, with all that it has not written yet. systemd sends no second
+    one.
+    """
+    if target.service.starts_after_stop or not server:
+        return False
+    if target.records.asked_to_stop() == server:
+        target.reporter.warn("VictoriaLogs was asked to stop before: waiting for that stop")
+        return True
+    seconds = target.instance.stop_timeout + WATCH_SECONDS
+    target.records.note_asked_to_stop(server, seconds)
+    return False
+
+
+def _wait_for_service(target: Target) -> None:
+    """Wait until the service manager says that VictoriaLogs has stopped; raises OperatorError.
+
+    For one whose lock file was lost with its data: the lock that we take proves nothing then. Asked
+    before we take it: a status command may look at the lock, and take us for VictoriaLogs.
+    """
+    deadline = time.monotonic() + target.instance.stop_timeout
+    while target.service.state() is not ServiceState.STOPPED:
+        if time.monotonic() >= deadline:
+            raise OperatorError(f"{target.service.description} did not stop in time")
+        time.sleep(POLL_SECONDS)
+
+
+def _watch(target: Target, server: int | None) -> Callable[[], str] | None:
+    """Return what tells what was not clean about the end of `server`; None if the kernel can't.
+
+    The lock shows only that it has ended. An open request, such as a live tail, can make it give up
+    what it has in memory.
+    """
+    ended = target.host.watch(server) if server else None
+    if ended is None:
+        return None
+
+    def answer() -> str:
+        status = ended()
+        if not status:
+            return ""
+        return f"exit status {status}" if status > 0 else f"killed by signal {-status}"
+
+    return answer
+
+
+def _ask_how_it_ended(target: Target) -> Callable[[], str] | None:
+    """Begin to ask the service manager how VictoriaLogs ended; what can't be asked is no error."""
+    with contextlib.suppress(OperatorError):
+        return target.service.ask_how_it_ended()
+    return None
+
+
+def _tell_how_it_ended(target: Target, answer: Callable[[], str] | None) -> None:
+    """Wait for the answer, now that VictoriaLogs runs again, and warn if it did not end cleanly."""
+    if answer:
+        with contextlib.suppress(OperatorError):
+            target.stop.unclean = printable(answer())
+    if target.stop.unclean:
+        target.reporter.warn(
+            f"VictoriaLogs did not stop cleanly ({target.stop.unclean}): rows that it had taken in "
+            "and not yet written may be lost; see what its log says about the stop"
+        )
+
+
+def _refuse_url_of_another(target: Target) -> None:
+    """Raise OperatorError if `url` answers, although VictoriaLogs is stopped."""
+    if target.client is None or target.url_is_its_own:
+        return
+    if target.client.is_healthy(ANSWER_SECONDS):
+        target.stop.url_is_anothers = True
+        raise OperatorError(
+            f"{target.client.url} is another server's: it answers while VictoriaLogs is stopped",
+            hint="correct url",
+        )
 
 
 def _flush(target: Target) -> None:
@@ -128,6 +222,7 @@ def locked(target: Target) -> Iterator[None]:
     try:
         with lock.hold(target.host, target.data_directory, wait=wait):
             target.stop.is_open = False
+            target.records.forget_asked_to_stop()
             yield
     except lock.LockHeld as error:
         target.stop.is_late = True
@@ -156,14 +251,32 @@ def bring_back(hooks: Hooks, target: Target) -> None:
             break
         if time.monotonic() >= deadline:
             raise _start_failed(target, complaints)
+    _detach_again(target)
     if target.stop.asked_at is not None:
         target.downtime = time.monotonic() - target.stop.asked_at
 
 
+def _detach_again(target: Target) -> None:
+    """Detach the days that were detached before the stop: the start has attached them."""
+    for day in target.detached:
+        try:
+            if target.client:
+                target.client.detach(day)
+        except OperatorError as error:
+            target.reporter.warn(f"{day} is served again, and could not be detached: {error}")
+
+
 def stop_again(target: Target) -> None:
     """Stop a VictoriaLogs that a restore started and that was found stopped, if it runs."""
-    if target.service.state() is ServiceState.RUNNING:
-        target.service.stop()
+    try:
+        runs = target.service.state() is ServiceState.RUNNING
+    except OperatorError:
+        # A status command that can't tell must not keep VictoriaLogs from being brought back.
+        runs = lock.is_held(target.host, target.data_directory)
+    if runs:
+        server = lock.holder(target.host, target.data_directory)
+        if not _was_asked(target, server):
+            target.service.stop()
         with locked(target):
             pass
 

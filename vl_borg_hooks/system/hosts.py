@@ -6,7 +6,7 @@ package asks which of the two a host is.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Protocol
 
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.system.commands import Completed
+from vl_borg_hooks.system.processes import Beside
 
 
 class FileLocked(OperatorError):
@@ -51,6 +52,9 @@ class Tree(Protocol):
     def modified(self, path: str) -> int:
         """Return when `path` was last modified: nanoseconds since 1970."""
 
+    def is_directory(self, path: str) -> bool:
+        """Say whether `path` is a directory, or a link to one."""
+
     def content(self, path: str) -> bytes:
         """Return the content of file `path`."""
 
@@ -75,6 +79,16 @@ class Host(Protocol):
         self, argv: Sequence[str], *, ok: Collection[int] = (0,), timeout: float | None = None
     ) -> Completed:
         """Run `argv` there; raises CommandFailed."""
+
+    def begin(self, argv: Sequence[str]) -> Beside:
+        """Begin to run `argv` there, with its three streams as pipes; raises CommandFailed."""
+
+    def watch(self, process: int) -> Callable[[], int | None] | None:
+        """Return what tells, once, how `process` there has ended; None if nothing can.
+
+        That returns its exit status, the negative number of the signal that killed it, or None if it
+        is not known.
+        """
 
     def run_starter(self, argv: Sequence[str], *, timeout: float | None = None) -> Completed:
         """Run `argv` there, which starts something that has to outlive us; raises CommandFailed."""
@@ -115,6 +129,16 @@ class Host(Protocol):
         Raises FileLocked if another process still holds it by then, OperatorError if it can't be
         locked at all, or if the lock was lost before the end of the block.
         """
+
+    def flock_holder(self, path: str) -> int | None:
+        """Return the process that holds flock(2) on file `path`; None if no process does.
+
+        0 for a process that can't be named. The lock is not taken, if all locks can be seen:
+        a process that tries to take it at the same time is not disturbed.
+        """
+
+    def identity(self, path: str) -> tuple[int, int] | None:
+        """Return device and inode of `path`, or of what it links to; None if it can't be seen."""
 
     def link_files(self, root: str, paths: Sequence[str], target: str) -> None:
         """Make hard links to `paths`, relative to `root`, at the same places in `target`.

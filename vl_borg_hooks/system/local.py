@@ -7,15 +7,18 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import final
 
 from vl_borg_hooks.errors import CommandFailed, OperatorError
-from vl_borg_hooks.system import commands, processes
+from vl_borg_hooks.system import commands, flocks, processes
 from vl_borg_hooks.system.hosts import FileLocked, Owner
+from vl_borg_hooks.system.processes import Beside
 
 # How often a lock is tried: nothing reports that it is free, and VictoriaLogs waits meanwhile.
 LOCK_POLL_SECONDS = 0.0005
@@ -37,6 +40,10 @@ class LocalTree:
     def modified(self, path: str) -> int:
         """Return when `path` was last modified: nanoseconds since 1970."""
         return os.stat(f"{self._root}/{path}").st_mtime_ns
+
+    def is_directory(self, path: str) -> bool:
+        """Say whether `path` is a directory, or a link to one."""
+        return os.path.isdir(f"{self._root}/{path}")
 
     def content(self, path: str) -> bytes:
         """Return the content of file `path`."""
@@ -62,6 +69,14 @@ class LocalHost:
     ) -> commands.Completed:
         """Run `argv`; raises CommandFailed."""
         return commands.run(argv, ok=ok, timeout=timeout)
+
+    def begin(self, argv: Sequence[str]) -> Beside:
+        """Begin to run `argv`, with its three streams as pipes; raises CommandFailed."""
+        return processes.beside(argv, talks=True)
+
+    def watch(self, process: int) -> Callable[[], int | None] | None:
+        """Return what tells, once, how `process` has ended; None if the kernel is too old."""
+        return processes.watch(process)
 
     def run_starter(
         self, argv: Sequence[str], *, timeout: float | None = None
@@ -134,6 +149,43 @@ class LocalHost:
             yield
         finally:
             os.close(descriptor)
+
+    def flock_holder(self, path: str) -> int | None:
+        """Return the process that holds flock(2) on `path`; it is asked by /proc/locks.
+
+        Only in a container, or without /proc/locks, is a lock that is not listed tried to be taken.
+        """
+        try:
+            status = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _file_error("look at", path, error) from None
+        if not stat.S_ISREG(status.st_mode):
+            raise OperatorError(f"{path} is not a regular file")
+        with contextlib.suppress(OSError, ValueError):
+            name = flocks.file_name(_device(path, status.st_dev), status.st_ino)
+            # Twice: the kernel hands the list out in pages, and an entry that ends in between
+            # makes it skip another.
+            listed = "".join(Path("/proc/locks").read_text(encoding="ascii") for _ in range(2))
+            holder = flocks.holder(listed, name)
+            if holder is not None:
+                return holder
+            if os.readlink("/proc/self/ns/pid") == flocks.INITIAL_PID_NAMESPACE:
+                return None
+        try:
+            with self.flock(path):
+                return None
+        except FileLocked:
+            return flocks.UNKNOWN
+
+    def identity(self, path: str) -> tuple[int, int] | None:
+        """Return device and inode of `path`, or of what it links to; None if it can't be seen."""
+        try:
+            status = os.stat(path)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
 
     def link_files(self, root: str, paths: Sequence[str], target: str) -> None:
         """Make hard links to `paths`, relative to `root`, at the same places in `target`."""
@@ -228,6 +280,19 @@ class LocalHost:
         """Return how many bytes may be written to the filesystem of `path`."""
         status = os.statvfs(_nearest_existing(path))
         return status.f_bavail * status.f_frsize
+
+
+@lru_cache
+def _device(path: str, reported: int) -> str:
+    """Return the device of the filesystem of `path`, for which stat(2) has `reported` another."""
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        about = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii")
+    finally:
+        os.close(descriptor)
+    ((_, mount),) = (line.split() for line in about.splitlines() if line.startswith("mnt_id:"))
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    return flocks.device_of_mount(mounts, mount)
 
 
 def _locked(descriptor: int) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
+import struct
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 from vl_borg_hooks.errors import CommandFailed
 
@@ -19,6 +21,15 @@ SYSTEMD_RUNS = Path("/run/systemd/system")
 CGROUP = Path("/proc/self/cgroup")
 # prctl(2) PR_SET_PDEATHSIG, from linux/prctl.h.
 PR_SET_PDEATHSIG = 1
+
+# From linux/pidfd.h: the ioctl, what it is asked for, and the first size of its structure, which
+# begins with a mask and ends with the exit code.
+PIDFD_GET_INFO = 0xC040FF0B
+PIDFD_INFO_EXIT = 1 << 3
+PIDFD_INFO_BYTES = 64
+
+# A process that runs beside us.
+Beside: TypeAlias = "subprocess.Popen[str]"
 
 
 def beside(
@@ -29,7 +40,7 @@ def beside(
     outlives_us: bool = False,
     environment: Mapping[str, str] | None = None,
     errors: IO[bytes] | None = None,
-) -> subprocess.Popen[str]:
+) -> Beside:
     """Start `argv` to run beside us; with `talks`, its three streams are pipes, else nothing.
 
     `dies_with_us` makes the kernel end it if we are killed; only for while we have no other thread.
@@ -89,6 +100,55 @@ def outside_our_service() -> list[str]:
         return []
     described = "--description=started by vl-borg-hooks"
     return ["systemd-run", "--scope", "--quiet", "--collect", described, "--"]
+
+
+def output(process: Beside, seconds: float) -> str:
+    """Return what `process`, which `talks`, prints until it ends; nothing if it does not in time."""
+    with process:
+        try:
+            return process.communicate(timeout=seconds)[0]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return ""
+
+
+def watch(pid: int) -> Callable[[], int | None] | None:
+    """Return what tells how process `pid`, which need not be ours, has ended; None if nothing can.
+
+    That returns its exit status, the negative number of the signal that killed it, or None if it has
+    not ended or its parent has not asked for its status. It is to be called once. Only Linux 6.15
+    and newer tell it.
+    """
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:
+        _pidfd_info(descriptor)
+    except OSError:
+        os.close(descriptor)
+        return None
+
+    def ended() -> int | None:
+        try:
+            mask, status = _pidfd_info(descriptor)
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+        return os.waitstatus_to_exitcode(status) if mask & PIDFD_INFO_EXIT else None
+
+    return ended
+
+
+def _pidfd_info(descriptor: int) -> tuple[int, int]:
+    """Return the mask of `struct pidfd_info` and its exit code; raises OSError."""
+    info = bytearray(PIDFD_INFO_BYTES)
+    struct.pack_into("=Q", info, 0, PIDFD_INFO_EXIT)
+    fcntl.ioctl(descriptor, PIDFD_GET_INFO, info)
+    (mask,) = struct.unpack_from("=Q", info, 0)
+    (status,) = struct.unpack_from("=i", info, PIDFD_INFO_BYTES - 4)
+    return mask, status
 
 
 def make_idle(pid: int) -> None:

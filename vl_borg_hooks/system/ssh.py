@@ -1,7 +1,7 @@
 """Another machine, reached over ssh.
 
-That machine needs sshd, a login shell, GNU's find, grep and coreutils, and flock(1) of util-linux,
-but no Python.
+That machine needs sshd, a login shell, GNU's find, grep and coreutils, and flock(1) and findmnt(8) of
+util-linux, but no Python.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import final
 
 from vl_borg_hooks.errors import CommandFailed, OperatorError
-from vl_borg_hooks.system import commands, processes
+from vl_borg_hooks.system import commands, flocks, processes
 from vl_borg_hooks.system.hosts import FileLocked, Owner
+from vl_borg_hooks.system.processes import Beside
 
 # ssh(1), "EXIT STATUS": 255 if ssh itself failed, else the status of the remote command.
 SSH_FAILED = 255
 # flock(1) --conflict-exit-code: a value that neither it nor ssh uses for anything else.
 HELD_BY_ANOTHER = 99
+# What find prints after the list of locks, if that could be read to its end.
+ALL_LISTED = "all locks are listed"
 CONNECT_TIMEOUT = 10
 POLL_SECONDS = 0.01
 
@@ -40,9 +43,10 @@ class SshTree:
     def __init__(self, root: str, printed: str) -> None:
         """Take what find printed about `root`, and the grep that it started: pairs that end with NUL.
 
-        find prints a relative path and a time, grep an absolute path and the content.
+        find prints a relative path, and its type with a time; grep an absolute path and the content.
         """
         self._names: dict[str, list[str]] = defaultdict(list)
+        self._directories: set[str] = set()
         self._modified: dict[str, int] = {}
         self._contents: dict[str, list[str]] = defaultdict(list)
         above = len(root.rstrip("/")) + 1
@@ -53,7 +57,9 @@ class SshTree:
                 # Content with NULs comes in pieces, each with its path.
                 self._contents[path[above:]].append(value)
             else:
-                self._modified[path] = _nanoseconds(value)
+                self._modified[path] = _nanoseconds(value[1:])
+                if value[0] == "d":
+                    self._directories.add(path)
                 parent, _, name = path.rpartition("/")
                 self._names[parent].append(name)
 
@@ -69,6 +75,10 @@ class SshTree:
             return self._modified[path]
         except KeyError:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
+
+    def is_directory(self, path: str) -> bool:
+        """Say whether `path` is a directory, or a link to one."""
+        return path in self._directories
 
     def content(self, path: str) -> bytes:
         """Return the content of file `path`."""
@@ -166,6 +176,14 @@ class SshHost:
             )
         return completed
 
+    def begin(self, argv: Sequence[str]) -> Beside:
+        """Begin to run `argv` there, with its three streams as pipes; raises CommandFailed."""
+        return processes.beside(self.argv(argv), talks=True)
+
+    def watch(self, process: int) -> None:
+        """Return None: it would take a program there that watches."""
+        return
+
     def run_starter(
         self, argv: Sequence[str], *, timeout: float | None = None
     ) -> commands.Completed:
@@ -213,7 +231,7 @@ class SshHost:
         printed = self.run(
             [
                 *("find", root, "-mindepth", "1", "-maxdepth", str(depth)),
-                *(*_called(without), "-prune", "-o", "-printf", "%P\\0%T@\\0"),
+                *(*_called(without), "-prune", "-o", "-printf", "%P\\0%Y%T@\\0"),
                 *(*_called(contents), "-exec", "grep", "-azZH", "-e", "", "--", "{}", "+"),
             ]
         )
@@ -225,8 +243,10 @@ class SshHost:
 
         `cat` starts only when flock has the lock, so what we write comes back as soon as it is
         held. When we end, in whatever way, ssh closes its stdin, `cat` ends and the lock is free.
-        flock(1) creates a file that is missing.
+        flock(1) would create a file that is missing, and follow a link.
         """
+        if not self._holds("-f", path, "-a", "!", "-L", path):
+            raise OperatorError(f"could not lock {path} on {self.name}: it is not a regular file")
         argv = ["flock", "--exclusive", "--conflict-exit-code", str(HELD_BY_ANOTHER)]
         argv += ["--timeout", f"{wait:g}"] if wait else ["--nonblock"]
         with processes.beside(self.argv([*argv, path, "cat"]), talks=True) as holder:
@@ -247,6 +267,41 @@ class SshHost:
             finally:
                 with contextlib.suppress(BrokenPipeError):
                     holder.stdin.close()
+
+    def flock_holder(self, path: str) -> int | None:
+        """Return the process that holds flock(2) on `path`; it is asked by /proc/locks there.
+
+        All in one round trip: find starts one program after another, as long as they succeed. If it
+        stops early, or that machine is a container, the lock is tried to be taken.
+        """
+        asked = [
+            *("find", path, "-maxdepth", "0", "-type", "f", "-printf", "%i\\n"),
+            *("-exec", "findmnt", "-n", "-o", "MAJ:MIN", "-T", "{}", ";"),
+            *("-exec", "readlink", "/proc/self/ns/pid", ";"),
+            *("-exec", "cat", "/proc/locks", "/proc/locks", ";", "-printf", f"{ALL_LISTED}\\n"),
+        ]
+        inode, *rest = self.run(asked, ok=(0, 1)).stdout.split("\n")
+        if not inode:
+            if self._holds("-e", path, "-o", "-L", path):
+                raise OperatorError(f"{path} on {self.name} is not a regular file")
+            return None
+        with contextlib.suppress(ValueError):
+            device, namespace, *listed = rest
+            holder = flocks.holder("\n".join(listed), flocks.file_name(device, int(inode)))
+            if holder is not None:
+                return holder
+            if namespace == flocks.INITIAL_PID_NAMESPACE and ALL_LISTED in listed:
+                return None
+        try:
+            with self.flock(path):
+                return None
+        except FileLocked:
+            return flocks.UNKNOWN
+
+    def identity(self, path: str) -> tuple[int, int] | None:
+        """Return device and inode of `path`, or of what it links to; None if it can't be seen."""
+        printed = self.run(["stat", "-L", "-c", "%d %i", "--", path], ok=(0, 1)).stdout.split()
+        return (int(printed[0]), int(printed[1])) if len(printed) == 2 else None
 
     def link_files(self, root: str, paths: Sequence[str], target: str) -> None:
         """Make hard links to `paths`, relative to `root`, at the same places in `target`."""

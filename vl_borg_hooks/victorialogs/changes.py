@@ -116,6 +116,9 @@ def _read(tree: Tree, before: Listing | None) -> Listing:
     tables: dict[str, Table] = {}
     looked_into: set[str] = set()
     for name in tree.names(PARTITIONS):
+        if name.startswith("."):
+            # Not copied.
+            continue
         for kind in (DATADB, INDEXDB):
             path = f"{PARTITIONS}/{name}/{kind}"
             try:

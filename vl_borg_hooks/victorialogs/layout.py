@@ -30,6 +30,8 @@ NOT_COPIED = (
     f"/{WORKING_DIRECTORY}/",
     "/lost+found/",
     f"/{PARTITIONS}/*/{SNAPSHOTS}/",
+    # Newer versions skip them, older ones don't start.
+    f"/{PARTITIONS}/.*",
 )
 # What a restore leaves in place in the data directory.
 NOT_REPLACED = frozenset({LOCK_FILE, WORKING_DIRECTORY, "lost+found"})

@@ -24,15 +24,18 @@ def hold(host: Host, data_path: str, *, wait: float = 0) -> AbstractContextManag
     return host.flock(f"{data_path}/{LOCK_FILE}", wait)
 
 
+def holder(host: Host, data_path: str) -> int | None:
+    """Return the process that holds the lock of `data_path`, a VictoriaLogs server most likely.
+
+    None if no process does, 0 if its number is not known. Raises OperatorError if it can't be found
+    out.
+    """
+    return host.flock_holder(f"{data_path}/{LOCK_FILE}")
+
+
 def is_held(host: Host, data_path: str) -> bool:
-    """Say whether a process holds the lock of `data_path`, a VictoriaLogs server most likely."""
-    if LOCK_FILE not in host.entries(data_path):
-        return False
-    try:
-        with hold(host, data_path):
-            return False
-    except LockHeld:
-        return True
+    """Say whether a process holds the lock of `data_path`; raises OperatorError."""
+    return holder(host, data_path) is not None
 
 
 def ensure_file(host: Host, data_path: str) -> None:

@@ -64,6 +64,15 @@ def stray_parts(data: Path) -> Iterator[Path]:
                         yield directory / entry
 
 
+def empty_partitions(data: Path) -> list[Path]:
+    """Return the directories in `partitions/` with nothing in them, whatever they are called.
+
+    Newer versions of VictoriaLogs remove them when they start.
+    """
+    directories = (data / PARTITIONS / name for name in partition_names(data))
+    return [path for path in directories if _is_directory(path) and not os.listdir(path)]
+
+
 def partition_of(path: str) -> str:
     """Return the name of the partition that `path` is in, empty if it is in none.
 
