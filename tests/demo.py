@@ -142,7 +142,7 @@ def play(demo: Demo, found: Found, started: float) -> int:
     subprocess.run([sys.executable, str(demo.service), "stop"], check=True)
     shutil.rmtree(demo.data)
 
-    say("5. borgmatic extract, and the restore")
+    say("5. borgmatic extract, and the restore: into nothing, so it needs no --yes")
     extracted = demo.root / "extracted"
     extracted.mkdir()
     demo.borgmatic("extract", "--archive", "latest", "--destination", str(extracted))

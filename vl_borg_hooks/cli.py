@@ -74,15 +74,24 @@ def _after_extract(arguments: argparse.Namespace) -> int:
 
 
 def _restore(arguments: argparse.Namespace) -> int:
-    from vl_borg_hooks.actions import restore
+    from vl_borg_hooks.actions import replaced, restore
+    from vl_borg_hooks.errors import OperatorError
 
-    restore.restore(
-        *_selected(arguments),
-        arguments.source,
-        start=arguments.start,
-        every=bool(arguments.instance),
-        dry_run=arguments.dry_run,
-    )
+    options = {
+        "start": arguments.start,
+        "discard": arguments.discard_replaced,
+        "yes": arguments.yes,
+        "dry_run": arguments.dry_run,
+    }
+    if arguments.source:
+        every = bool(arguments.instance)
+        restore.restore(*_selected(arguments), arguments.source, every=every, **options)
+    elif arguments.rollback:
+        replaced.roll_back(*_selected(arguments), **options)
+    elif arguments.discard_replaced:
+        replaced.discard_replaced(*_selected(arguments), dry_run=arguments.dry_run)
+    else:
+        raise OperatorError("restore needs one of --from DIR, --rollback, --discard-replaced")
     return 0
 
 
@@ -198,13 +207,26 @@ def _parser() -> argparse.ArgumentParser:
     add("after-create", _after_create, "borgmatic, after create: release the staging copies")
     add("after-extract", _after_extract, "borgmatic, after extract: restore if the config says so")
     restore = add("restore", _restore, "put an extracted copy back and prove that it is served")
-    restore.add_argument(
+    source = restore.add_mutually_exclusive_group()
+    source.add_argument(
         "--from",
         dest="source",
         type=Path,
-        required=True,
         metavar="DIR",
         help="the directory that borgmatic extract wrote to",
+    )
+    source.add_argument(
+        "--rollback",
+        action="store_true",
+        help="return to the data that the last restore replaced",
+    )
+    restore.add_argument(
+        "--discard-replaced",
+        action="store_true",
+        help="remove the data that was replaced: now, or with one of the above after the proof",
+    )
+    restore.add_argument(
+        "--yes", action="store_true", help="replace the data that is there without asking"
     )
     restore.add_argument(
         "--start",

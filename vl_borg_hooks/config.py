@@ -96,14 +96,53 @@ class HttpAuth(_Model):
 
     def password(self) -> str:
         """Return the password; raises OperatorError if it can't be read."""
-        if self.password_environment:
-            if self.password_environment not in os.environ:
-                raise OperatorError(f"there is no ${self.password_environment} in the environment")
-            return os.environ[self.password_environment]
-        try:
-            return Path(str(self.password_file)).read_text(encoding="utf-8").rstrip("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise OperatorError(f"could not read {self.password_file}: {error}") from None
+        return _secret(self.password_file, self.password_environment)
+
+
+class AuthKey(_Model):
+    """A key that VictoriaLogs asks for, from a file or the environment."""
+
+    file: Annotated[str, AfterValidator(_absolute)] | None = None
+    environment: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> AuthKey:
+        if (self.file is None) == (self.environment is None):
+            raise ValueError("should have either file or environment")
+        return self
+
+
+class AuthKeys(_Model):
+    """The keys of VictoriaLogs' flags -metricsAuthKey, -forceFlushAuthKey, -partitionManageAuthKey."""
+
+    metrics: AuthKey | None = None
+    force_flush: AuthKey | None = None
+    partition_manage: AuthKey | None = None
+
+    def read(self) -> dict[str, str]:
+        """Return the keys that are set, by their option; raises OperatorError."""
+        keys = {
+            "metrics": self.metrics,
+            "force_flush": self.force_flush,
+            "partition_manage": self.partition_manage,
+        }
+        return {
+            option: _secret(key.file, key.environment)
+            for option, key in keys.items()
+            if key is not None
+        }
+
+
+def _secret(file: str | None, environment: str | None) -> str:
+    """Return what is in a variable of the `environment`, else in `file`; raises OperatorError."""
+    if environment:
+        if environment not in os.environ:
+            raise OperatorError(f"there is no ${environment} in the environment")
+        return os.environ[environment]
+    try:
+        return Path(str(file)).read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OperatorError(f"could not read {file}: {error}") from None
 
 
 class WarmOptions(_Model):
@@ -127,6 +166,7 @@ class Instance(_Model):
     staging_path: Annotated[str, AfterValidator(_absolute)]
     url: Annotated[str, AfterValidator(_url)] | None = None
     http_auth: HttpAuth | None = None
+    auth_keys: AuthKeys = AuthKeys()
     service: dict[str, Any]
     ssh_command: Argv = ("ssh",)
     stop_timeout: float = Field(default=60, gt=0)
@@ -369,6 +409,8 @@ def _model_at(location: Location) -> type[BaseModel]:
         "restore": RestoreOptions,
         "warm": WarmOptions,
         "http_auth": HttpAuth,
+        "auth_keys": AuthKeys,
+        **dict.fromkeys(AuthKeys.model_fields, AuthKey),
     }
     return nested.get(str(location[-2]), Instance)
 

@@ -202,7 +202,7 @@ def test_a_restore_that_fails_to_serve_brings_back_what_was_there(
     condition = f"ExecCondition=/bin/sh -c 'test -e {ready.data}/partitions/20260103'\n"
     ready.systemd.write_unit(ready.unit, unit.replace("[Service]\n", f"[Service]\n{condition}"))
     ready.write_config(start_timeout=3)
-    failed = ready.hooks("restore", "--from", str(extracted), check=False)
+    failed = ready.hooks("restore", "--from", str(extracted), "--yes", check=False)
     assert failed.returncode == 1
     assert "VictoriaLogs is running, on the data that was there before" in failed.stderr
     assert "Traceback" not in failed.stderr

@@ -102,7 +102,7 @@ def test_the_docker_config_backs_up_and_restores(
     site.server.ingest([{**ROW, "_msg": "two"}])
     extracted = site.root / "extracted"
     shutil.copytree(site.staging.path, extracted)
-    site.hooks("restore", "--from", str(extracted))
+    site.hooks("restore", "--from", str(extracted), "--yes")
     assert site.is_running
     assert site.server.count() == 1
     # A stop that is no business of ours.

@@ -47,6 +47,36 @@ def test_a_remote_host_is_backed_up_and_restored(remote: Site, tmp_path: Path) -
     assert remote.server.count() == backed_up
 
 
+@pytest.mark.real_victorialogs
+@pytest.mark.parametrize("url", [True, False])
+def test_what_a_restore_replaces_on_a_remote_host_is_kept_and_returned_to(
+    remote: Site, tmp_path: Path, *, url: bool
+) -> None:
+    remote.server.ingest([{"host": "a", "_msg": "one", "_time": "2026-01-02T00:00:00Z"}])
+    remote.hooks("before-create")
+    extracted = tmp_path / "extracted"
+    shutil.copytree(remote.staging.path, extracted)
+    remote.server.ingest([{"host": "a", "_msg": "two", "_time": "2026-01-03T00:00:00Z"}])
+    remote.stop()
+    remote.start()
+    if not url:
+        config = remote.config.read_text()
+        remote.config.write_text(config.replace(f"  url: {remote.server.url}\n", ""))
+        assert remote.config.read_text() != config
+    refused = remote.hooks("restore", "--from", str(extracted), check=False)
+    there = "2 rows are served" if url else f"2 rows are in {remote.manifest.data_path}"
+    assert f"{there}, 1 are in the copy of" in refused.stderr
+    remote.hooks("restore", "--from", str(extracted), "--yes")
+    remote.server.wait_healthy()
+    assert remote.server.count() == 1
+    assert "replaced data" in remote.hooks("status").stdout
+    remote.hooks("restore", "--rollback", "--yes")
+    remote.server.wait_healthy()
+    assert remote.server.count() == 2
+    remote.hooks("restore", "--discard-replaced")
+    assert not (remote.data / ".vl-borg-hooks").exists()
+
+
 def test_a_remote_host_that_was_stopped_stays_stopped(remote: Site, tmp_path: Path) -> None:
     remote.server.ingest([{"host": "a", "_msg": "one", "_time": "2026-01-02T00:00:00Z"}])
     remote.stop()

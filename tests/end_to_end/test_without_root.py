@@ -72,7 +72,7 @@ def test_one_sudoers_line_is_all_the_privilege_that_is_needed(owned: Site, tmp_p
     shutil.copytree(owned.staging.path, owned.root / "extracted")
     for path in (owned.root / "extracted", *(owned.root / "extracted").rglob("*")):
         shutil.chown(path, USER)
-    run("restore", "--from", str(owned.root / "extracted"))
+    run("restore", "--from", str(owned.root / "extracted"), "--yes")
     assert owned.server.count() == 1
 
 

@@ -414,7 +414,7 @@ def test_a_part_that_vanishes_in_the_final_pass(
 def test_a_file_that_is_shortened_after_the_final_pass(ready: Site, killer: Killer) -> None:
     sees = (
         f"the staging copy is not consistent: {ready.staging.data}/partitions/",
-        " bytes, but its metadata.json says ",
+        ": is not as it was when it was backed up before, but VictoriaLogs never changes a part",
     )
     row = Row("a file is shortened after the copy", sees, "unpublished")
     shorten = script(
@@ -538,7 +538,7 @@ def test_two_runs_at_once(ready: Site, killer: Killer, first: str, second: str) 
     sees = (f"another run holds this instance: {first} (pid ", ", since 20")
     row = Row(f"{second} while {first} runs", sees, "unpublished", status=75)
     ready.run("cp", "-a", str(ready.staging.path), str(ready.root / "extracted"))
-    restore = ("restore", "--from", str(ready.root / "extracted"))
+    restore = ("restore", "--from", str(ready.root / "extracted"), "--yes")
     commands = {"before-create": ("before-create",), "restore": restore}
     go_on = ready.root / "go-on"
     hold = lines_script(
@@ -683,17 +683,12 @@ def test_staging_that_has_become_too_small(site: Site, killer: Killer, disk: Sma
 
 
 @pytest.mark.real_victorialogs
-@pytest.mark.parametrize(
-    ("flag", "sees"),
-    [
-        ("storage.minFreeDiskSpaceBytes=1000TB", ("takes no logs below 1000.0 TB", "free")),
-        ("retention.maxDiskUsagePercent=1", ("% full", "drops its oldest logs at 1 %")),
-    ],
-)
 def test_a_copy_that_would_push_victorialogs_over_its_own_limits(
-    site: Site, killer: Killer, flag: str, sees: tuple[str, ...]
+    site: Site, killer: Killer
 ) -> None:
-    row = Row(f"the server's own {flag}", (*sees, "VictoriaLogs is running"), "as it was")
+    flag = "storage.minFreeDiskSpaceBytes=1000TB"
+    sees = ("takes no logs below 1000.0 TB", "free", "VictoriaLogs is running")
+    row = Row(f"the server's own {flag}", sees, "as it was")
     site.install()
     site.server.ingest(OLD)
     site.hooks("before-create")
@@ -851,7 +846,7 @@ def test_a_restored_server_that_does_not_serve_the_copy(
     unit = (site.systemd.unit_directory / site.unit).read_text()
     site.systemd.write_unit(site.unit, f"{unit}ExecStartPre=/bin/sh -c '{command}'\n")
     site.write_config(start_timeout=3)
-    run = killer.run(site, "restore", "--from", extracted)
+    run = killer.run(site, "restore", "--from", extracted, "--yes")
     row.judge_run(site, run)
     site.hooks("verify", extracted)
     site.systemd.write_unit(site.unit, unit)
@@ -880,7 +875,7 @@ def test_a_restore_from_a_tree_that_is_no_copy(restorable: Site, killer: Killer,
     sees = (f"{path}: is {what}", "VictoriaLogs is running; run: vl-borg-hooks verify ")
     row = Row(f"an extracted tree with a {kind}", sees, "published")
     before = starts(site)
-    run = killer.run(site, "restore", "--from", str(extracted))
+    run = killer.run(site, "restore", "--from", str(extracted), "--yes")
     assert starts(site) == before, "was stopped for nothing"
     assert outside.read_bytes() == b"outside"
     assert f"{path}: is {what}" in site.hooks("verify", str(extracted), check=False).stdout
@@ -965,7 +960,7 @@ def test_what_a_killed_restore_left_is_gone_after_the_next_backup(
     site.server.ingest(OLD)
     site.hooks("before-create")
     site.run("cp", "-a", str(site.staging.path), str(site.root / "extracted"))
-    command = ("restore", "--from", str(site.root / "extracted"))
+    command = ("restore", "--from", str(site.root / "extracted"), "--yes")
     killed = killer.run(site, *command, fault=Fault("pass restore pass end #1"))
     assert killed.status == -9
     assert (site.data / ".vl-borg-hooks" / "incoming").exists()

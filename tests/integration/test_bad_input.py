@@ -359,7 +359,7 @@ def test_a_copy_of_data_that_was_damaged_is_not_published(site: LockingSite) -> 
     part = next((site.data / "partitions/20261121/datadb").glob("18A*"))
     os.truncate(part / "index.bin", 1)
     said = the_line(site.command("before-create"))
-    assert "the data is damaged: " in said
+    assert "the staging copy is not consistent: " in said
     assert f"{part.relative_to(site.data)}/index.bin: is not as it was when" in said
     assert not site.published
     assert site.server.running
@@ -398,7 +398,7 @@ def test_a_second_run_is_refused_softly_and_told_who_holds_the_first(site: Locki
     said = the_line(site.command("before-create"), status=75)
     assert f"another run holds this instance: before-create (pid {blocked.process.pid}, " in said
     copy = make_copy(site.root / "extracted")
-    said = the_line(site.command("restore", "--from", copy.path), status=75)
+    said = the_line(site.command("restore", "--from", copy.path, "--yes"), status=75)
     assert f"(pid {blocked.process.pid}, " in said
     blocked.go_on()
     _, log = blocked.process.communicate(timeout=30)
@@ -511,6 +511,17 @@ def test_recovering_where_there_is_nothing_to_recover_changes_nothing(site: Lock
 # Restores that must not be.
 
 
+def test_a_restore_has_to_be_told_what_to_do(site: LockingSite) -> None:
+    before = tree(site.data)
+    assert "needs one of --from DIR, --rollback, --discard-replaced" in the_line(
+        site.command("restore", "--yes")
+    )
+    both = site.command("restore", "--rollback", "--from", site.root)
+    assert both.returncode == 2
+    assert "not allowed with argument" in both.stderr
+    assert tree(site.data) == before
+
+
 def no_copy(site: LockingSite, copy: StagingCopy) -> None:
     shutil.rmtree(copy.path)
     make_data(copy.path)
@@ -558,7 +569,7 @@ def test_a_restore_that_must_not_be_touches_nothing(
     if not running:
         site.server.stop()
     before, pid = tree(site.data), site.server.pid
-    assert expected in the_line(site.command("restore", "--from", copy.path))
+    assert expected in the_line(site.command("restore", "--from", copy.path, "--yes"))
     assert site.server.running is running
     assert site.server.pid == pid
     assert tree(site.data) == before
@@ -576,22 +587,22 @@ def test_an_instance_that_was_asked_for_and_has_no_copy_is_an_error(site: Lockin
     configure_two(site)
     before = tree(site.data)
     named = ("--instance", "default", "--instance", "other")
-    said = the_line(site.command(*named, "restore", "--from", copy.path))
+    said = the_line(site.command(*named, "restore", "--from", copy.path, "--yes"))
     assert "holds copies of default, none of other" in said
     assert tree(site.data) == before
-    done = site.command("--verbosity", "0", "restore", "--from", copy.path)
+    done = site.command("--verbosity", "0", "restore", "--from", copy.path, "--yes")
     assert done.returncode == 0, done.stderr
     assert "holds no copy of other: not restored" in done.stderr
-    assert site.content() == tree(copy.data)
+    assert site.served() == tree(copy.data)
 
 
 @pytest.mark.parametrize("name", ["plain", "with space", "new\nline", os.fsdecode(b"no utf8 \xff")])
 def test_a_copy_is_restored_from_wherever_it_is(site: LockingSite, name: str) -> None:
     copy = make_copy(site.root / name / "var/lib/vl-borg-hooks/default")
     (site.data / "partitions/20261121/datadb/old").mkdir()
-    done = site.command("restore", "--from", site.root / name)
+    done = site.command("restore", "--from", site.root / name, "--yes")
     assert (done.returncode, done.stderr) == (0, "")
-    assert site.content() == tree(copy.data)
+    assert site.served() == tree(copy.data)
     assert site.server.running
 
 
@@ -605,7 +616,7 @@ def test_a_restored_server_that_does_not_come_up_gets_its_data_back(site: Lockin
     refusing = f'[ ! -e {site.data}/refuses ] && exec "$@"; echo refuses >&2; exit 1'
     command(site, start=["sh", "-c", refusing, "sh", *start])
     site.configure(start_timeout=3)
-    said = the_line(site.command("restore", "--from", copy.path))
+    said = the_line(site.command("restore", "--from", copy.path, "--yes"))
     assert "VictoriaLogs did not come back" in said
     assert "VictoriaLogs is running, on the data that was there before" in said
     assert site.server.running
@@ -623,7 +634,7 @@ def test_a_restore_onto_a_filesystem_without_room_touches_nothing(site: LockingS
         site.configure(data_path=str(disk.path / "data"))
         shutil.copytree(site.data, disk.path / "data")
         before = tree(disk.path)
-        said = the_line(site.command("restore", "--from", copy.path))
+        said = the_line(site.command("restore", "--from", copy.path, "--yes"))
         assert re.search(r"the copy needs 4\.\d MB, but .* has \d+\.\d kB free; ", said)
         assert "VictoriaLogs is stopped as it was found" in said
         assert tree(disk.path) == before

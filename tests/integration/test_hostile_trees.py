@@ -486,7 +486,7 @@ def refusal(data: Path) -> str | None:
 def as_restore_does(tree: Path) -> dict[StagingCopy, list[str]]:
     """Return the copies that a restore finds in `tree`, with what it has against each."""
     try:
-        return {copy: verify.verify(copy, linked=False).problems for copy in find_copies(tree)}
+        return {copy: verify.verify(copy, linked=True).problems for copy in find_copies(tree)}
     except OperatorError:
         return {}
 
@@ -502,7 +502,9 @@ def judge(stage: Stage, *, unprivileged: bool) -> tuple[int, list[str], bool]:
         refusals = {copy: refusal(copy.data) for copy in found}
     strangers = {copy: foreign(copy.data) for copy in found}
     for copy, problems in found.items():
-        assert not strangers[copy] or (problems and refusals[copy])
+        assert not strangers[copy] or refusals[copy]
+        # A hard link is copied like any other file: what is restored has files of its own.
+        assert problems or all(kind(path) == stat.S_IFREG for path in strangers[copy])
         if any(line.startswith(f"{printable(str(copy.path))}: ok: ") for line in lines):
             # A copy of ours may share files with the data, and only a restore minds.
             assert not strangers[copy] or copy.manifest().linked

@@ -254,7 +254,7 @@ def test_a_file_that_is_damaged_in_the_data_too_is_not_backed_up(backup: Backup)
         with pytest.raises(InvalidCopy) as caught:
             back_up(backup)
         assert caught.value.what.startswith(
-            f"the data is damaged: {backup.staging.data / TABLE / part.name / 'values.bin0'}: "
+            f"the staging copy is not consistent: {backup.staging.data / TABLE / part.name / 'values.bin0'}: "
         )
         assert not backup.staging.manifest_path.exists()
 

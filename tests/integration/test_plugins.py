@@ -119,7 +119,7 @@ def test_a_plugin_that_does_not_return_what_it_has_done_is_found(plugged: Plugge
     assert len(plugged.learned("after_start")) == 1
     assert not plugged.site.published
     make_copy(plugged.site.root / "extracted")
-    line = the_line(plugged.run("restore", "--from", plugged.site.root / "extracted"))
+    line = the_line(plugged.run("restore", "--from", plugged.site.root / "extracted", "--yes"))
     assert "put_in_place of a plugin has stopped VictoriaLogs and then left the step to us" in line
     assert "VictoriaLogs is running" in line
     assert len(plugged.learned("after_start")) == 2
@@ -133,7 +133,7 @@ def test_a_plugin_replaces_how_a_copy_is_put_in_place(plugged: Plugged) -> None:
     expected = tree(extracted / "data")
     shutil.rmtree(site.data / "partitions")
     make_partition(site.data / "partitions" / "20261124")
-    done = plugged.run("restore", "--from", extracted, rsync=False)
+    done = plugged.run("restore", "--from", extracted, "--yes", rsync=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert site.content() == expected
     assert site.server.running

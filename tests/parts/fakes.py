@@ -56,8 +56,11 @@ class Clock:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Have the modules that wait for VictoriaLogs use this clock."""
-        stop_window = ("stop_window.window", "stop_window.found", "stop_window.beforehand")
-        for module in (*stop_window, "system.local", "plugin.context"):
+        stop_window = ("window", "found", "proof", "beforehand")
+        for module in (
+            *(f"stop_window.{name}" for name in stop_window),
+            *("system.local", "plugin.context"),
+        ):
             monkeypatch.setattr(f"vl_borg_hooks.{module}.time", self)
 
 
@@ -276,15 +279,18 @@ class FakeHost(LocalHost):
 class FakeClient(Client):
     """A server with these command-line flags."""
 
-    def __init__(self, flags: Mapping[str, str] | None = None, version: str = "v1.51.1") -> None:
+    def __init__(
+        self, flags: Mapping[str, str] | None = None, version: str = "v1.51.1", rows: int = 0
+    ) -> None:
         super().__init__("http://127.0.0.1:1")
+        self.rows = rows
         # None for a server that does not answer.
         self.flags = flags
         # None for a server that does not say which days it has attached.
         self.days: set[str] | None = None
         self.detached: list[str] = []
-        # Whether /health answers, when only that is asked.
-        self.serves = False
+        # Whether /health answers, if that is not so because all else does.
+        self.serves: bool | None = None
         self._version = version
 
     def require_healthy(self) -> None:
@@ -292,12 +298,12 @@ class FakeClient(Client):
             raise OperatorError(f"{self.url}/health did not answer")
 
     def is_healthy(self, seconds: float = 0) -> bool:
-        return self.serves
+        return self.flags is not None if self.serves is None else self.serves
 
     def stored_rows(self) -> int:
         if self.flags is None:
             raise OperatorError(f"{self.url}/metrics did not answer")
-        return 0
+        return self.rows
 
     def attached_days(self) -> set[str]:
         if self.days is None:
@@ -355,7 +361,7 @@ def installed(
     instances = []
     for name in names:
         data = directory / f"{name}-data"
-        (data / "partitions").mkdir(parents=True)
+        (data / "partitions").mkdir(parents=True, exist_ok=True)
         (data / "flock.lock").touch()
         hooks.services[name] = FakeService(data)
         staging = directory / f"{name}-staging"

@@ -15,6 +15,7 @@ import psutil
 from tests.support import LockingServer, make_data, run_command_line, tree, write_config
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.staging.verify import verify
+from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
 
 
 @final
@@ -56,6 +57,15 @@ class LockingSite:
     def content(self) -> dict[str, tuple[str, object]]:
         """The data, without what only locks."""
         return {path: what for path, what in tree(self.data).items() if path != "flock.lock"}
+
+    def served(self) -> dict[str, tuple[str, object]]:
+        """The data, without what a restore has replaced and keeps."""
+        kept = Path(WORKING_DIRECTORY, "kept")
+        return {
+            path: what
+            for path, what in self.content().items()
+            if path != WORKING_DIRECTORY and kept not in (Path(path), *Path(path).parents)
+        }
 
     @property
     def published(self) -> bool:

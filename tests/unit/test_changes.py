@@ -149,11 +149,20 @@ def test_what_is_new_beside_the_tables_is_seen(host: Host, data: Path) -> None:
     assert now.others - before.others == {"new", "partitions/20260102/new.json"}
 
 
-@pytest.mark.parametrize("content", ["", '{"A": 1}', '["../A"]', '["A"]["B"]', "[1]", "\0\0"])
+NO_LISTS = ["", '{"A": 1}', "{}", "0", '""', "false", '["../A"]', '["A"]["B"]', "[1]", "\0\0"]
+
+
+@pytest.mark.parametrize("content", NO_LISTS)
 def test_a_list_that_is_none_is_an_error(host: Host, data: Path, content: str) -> None:
     (data / "partitions" / "20260101" / "datadb" / "parts.json").write_text(content)
     with pytest.raises(OperatorError, match=r"could not list "):
         changes.read(host, str(data))
+
+
+@pytest.mark.parametrize("content", ["null", "[]"])
+def test_a_list_of_nothing_is_an_empty_table(host: Host, data: Path, content: str) -> None:
+    (data / "partitions" / "20260101" / "datadb" / "parts.json").write_text(content)
+    assert changes.read(host, str(data)).tables["partitions/20260101/datadb"].parts == ()
 
 
 def test_a_deletion_of_rows_is_a_small_file_to_copy_and_nothing_more(

@@ -74,6 +74,7 @@ def test_every_option_that_is_left_out_has_its_default(write: Write) -> None:
                 "staging_path": "/srv/staging",
                 "url": None,
                 "http_auth": None,
+                "auth_keys": {"metrics": None, "force_flush": None, "partition_manage": None},
                 "service": {"systemd": "victorialogs.service"},
                 "ssh_command": ("ssh",),
                 "stop_timeout": 60,
@@ -120,6 +121,33 @@ def test_every_option_that_is_given_counts(write: Write) -> None:
     assert instance.restore.owner == "a:b"
     assert instance.data_directory == "/srv/data/x"
     assert isinstance(instance.host, LocalHost)
+
+
+def test_a_key_is_read_from_a_file_or_from_the_environment(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_text("of a file\n")
+    keys = f"{{metrics: {{file: {tmp_path}/key}}, force_flush: {{environment: VL_TEST_KEY}}}}"
+    instance = load(write(text(extra=f"auth_keys: {keys}"))).config.instances[0]
+    monkeypatch.setenv("VL_TEST_KEY", "of a variable")
+    assert instance.auth_keys.read() == {"metrics": "of a file", "force_flush": "of a variable"}
+    monkeypatch.delenv("VL_TEST_KEY")
+    with pytest.raises(OperatorError, match=r"there is no \$VL_TEST_KEY in the environment"):
+        instance.auth_keys.read()
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ("{metric: {file: /k}}", "metric: unknown key; the nearest valid key is metrics"),
+        ("{metrics: {fil: /k}}", "metrics.fil: unknown key; the nearest valid key is file"),
+        ("{metrics: {}}", "metrics: should have either file or environment"),
+        ("{metrics: {file: k}}", "metrics.file: must be an absolute path"),
+    ],
+)
+def test_a_key_that_is_not_told_rightly_is_named(write: Write, keys: str, expected: str) -> None:
+    error, *_ = errors_of(write(text(extra=f"auth_keys: {keys}")))
+    assert error.endswith(f"instances[0].auth_keys.{expected}")
 
 
 SECOND = """

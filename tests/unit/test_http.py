@@ -126,3 +126,26 @@ def test_who_has_no_rows_to_tell_of_is_no_victorialogs() -> None:
         with pytest.raises(OperatorError, match="it is not VictoriaLogs"):
             Client(url).stored_rows()
         assert Client(url).version() == ""
+
+
+def test_a_key_goes_in_a_form_to_what_it_guards_and_to_nothing_else() -> None:
+    keys = {"metrics": "m & m", "force_flush": "f"}
+    with serving(body=METRICS) as (url, asked):
+        client = Client(url, keys=keys)
+        assert client.stored_rows() == 1207
+        client.flush()
+        client.is_healthy()
+    assert asked == [
+        "POST authKey=m+%26+m /metrics",
+        "POST authKey=f /internal/force_flush",
+        "/health",
+    ]
+
+
+@pytest.mark.parametrize(("status", "names"), [(401, "auth_keys: metrics:"), (503, "")])
+def test_metrics_that_need_a_key_name_the_option_for_it(status: int, names: str) -> None:
+    with serving(status=status) as (url, _), pytest.raises(OperatorError) as caught:
+        Client(url).stored_rows()
+    assert f"/metrics answered with HTTP Error {status}" in caught.value.what
+    assert names in caught.value.hint
+    assert bool(names) is bool(caught.value.hint)

@@ -173,7 +173,7 @@ def test_a_copy_that_is_not_consistent_does_not_replace_what_is_known_of_the_las
     damage(part / "values.bin0")
     for _ in range(2):
         # Also in the next run: else the first failure would make the damage the truth.
-        with pytest.raises(InvalidCopy, match=r"the data is damaged: .*/values.bin0: is not as it"):
+        with pytest.raises(InvalidCopy, match=r"is not consistent: .*/values.bin0: is not as it"):
             published(backup)
     assert not backup.staging.manifest_path.exists()
     assert not (part.parent / ".inventory.jsonl.new").exists()

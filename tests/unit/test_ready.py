@@ -17,6 +17,7 @@ from vl_borg_hooks.steps import ready
 from vl_borg_hooks.system.hosts import Owner
 from vl_borg_hooks.transfer import rsync
 from vl_borg_hooks.victorialogs import flags
+from vl_borg_hooks.victorialogs.flags import KeptDays
 
 
 @pytest.mark.parametrize(
@@ -106,17 +107,7 @@ def test_data_that_another_server_has_is_not_replaced(place: Place) -> None:
     assert not found.ok
     assert found.what.startswith("the fake service is stopped, but a process holds the lock of ")
     # Of whom would it be asked?
-    assert "retention" not in names
-
-
-@pytest.mark.parametrize("missing", [0, 1])
-def test_the_copy_needs_room_beside_the_data_that_it_replaces(place: Place, missing: int) -> None:
-    place.host.free = place.restore.manifest.bytes - missing
-    found = place.check("room")
-    assert found.ok is not bool(missing)
-    if missing:
-        assert f"the filesystem of {place.restore.data_directory} has" in found.what
-        assert "is kept until the restored data is proved" in found.hint
+    assert "limits" not in names
 
 
 @pytest.mark.parametrize("known", range(5))
@@ -167,35 +158,40 @@ def test_who_is_not_root_can_restore_only_files_of_its_own(place: Place) -> None
 @pytest.fixture
 def today(monkeypatch: pytest.MonkeyPatch) -> None:
     """A retention of N days keeps what is not older than 20261122 minus N - 1."""
-    days = {"1d": "20261122", "2d": "20261121", "7d": "20261116", "0d": "20261123", "?": ""}
-    monkeypatch.setattr(flags, "oldest_kept_day", lambda value: days[value])
+    days = {"1d": "20261122", "2d": "20261121", "7d": "20261116", "0d": "20261123"}
+    monkeypatch.setattr(
+        flags,
+        "kept_days",
+        lambda value, _: KeptDays(days[value], "20261124") if value in days else None,
+    )
 
 
 @pytest.mark.usefixtures("today")
-@pytest.mark.parametrize("retention", ["2d", "7d", "?"])
-def test_a_copy_within_the_retention_is_restored_whole(
+@pytest.mark.parametrize("retention", ["2d", "7d"])
+def test_a_copy_within_the_retention_is_kept_whole(
     place: Place, monkeypatch: pytest.MonkeyPatch, retention: str
 ) -> None:
     place.service.live()
     with_client(monkeypatch, FakeClient({"retentionPeriod": retention}))
-    assert place.check("retention").ok
-    assert place.restore.expected_rows == 42
+    found = place.check("limits")
+    assert found.ok
+    assert found.what == "VictoriaLogs keeps all that is in the copy"
 
 
 @pytest.mark.usefixtures("today")
-def test_rows_past_the_retention_are_not_expected_back(
+def test_rows_that_victorialogs_will_delete_are_told_before(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place.service.live()
     with_client(monkeypatch, FakeClient({"retentionPeriod": "1d"}))
     with said() as lines:
-        found = place.check("retention")
+        found = place.check("limits")
     assert found.ok
     assert found.what == (
-        "1 of 2 partitions (21 rows) are past -retentionPeriod: VictoriaLogs will delete them"
+        "1 of 2 partitions (21 rows) are past -retentionPeriod or -futureRetention: VictoriaLogs "
+        "will delete them"
     )
     assert any(found.what in line for line in lines)
-    assert place.restore.expected_rows == 21
 
 
 @pytest.mark.usefixtures("today")
@@ -204,20 +200,67 @@ def test_a_copy_that_victorialogs_would_delete_at_once_is_not_restored(
 ) -> None:
     place.service.live()
     with_client(monkeypatch, FakeClient({"retentionPeriod": "0d"}))
-    found = place.check("retention")
+    found = place.check("limits")
     assert not found.ok
-    assert "2 of 2 partitions (42 rows) are before 20261123" in found.what
+    assert "2 of 2 partitions (42 rows) are not from 20261123 to 20261124" in found.what
     assert "longer -retentionPeriod" in found.hint
 
 
 @pytest.mark.usefixtures("today")
+@pytest.mark.parametrize("limit", ["1KB", "1000TB", "0", ""])
+def test_a_copy_that_is_larger_than_victorialogs_may_be_is_told_of_before(
+    place: Place, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    place.service.live()
+    sizes = {"retentionPeriod": "7d", "retention.maxDiskSpaceUsageBytes": limit}
+    with_client(monkeypatch, FakeClient(sizes))
+    found = place.check("limits")
+    assert found.ok
+    told = "but VictoriaLogs keeps 1.0 kB (-retention.maxDiskSpaceUsageBytes" in found.what
+    assert told is (limit == "1KB")
+
+
+@pytest.mark.usefixtures("today")
+@pytest.mark.parametrize(("percent", "told"), [("100", False), ("1", False), ("0", False)])
+def test_the_share_of_the_disk_is_of_its_size_and_not_of_what_others_use(
+    place: Place, monkeypatch: pytest.MonkeyPatch, percent: str, *, told: bool
+) -> None:
+    # One hundredth of this machine's disk is more than the copy has, however full it is.
+    place.service.live()
+    sizes = {"retentionPeriod": "7d", "retention.maxDiskUsagePercent": percent}
+    with_client(monkeypatch, FakeClient(sizes))
+    assert ("but VictoriaLogs keeps" in place.check("limits").what) is told
+
+
 @pytest.mark.parametrize("why", ["stopped", "no url", "no answer"])
-def test_without_a_server_that_tells_its_retention_all_is_restored(
+def test_a_server_that_cannot_tell_its_limits_is_asked_after_the_start(
     place: Place, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     clients = {"stopped": FakeClient({"retentionPeriod": "0d"}), "no answer": FakeClient(None)}
     with_client(monkeypatch, clients.get(why))
     if why != "stopped":
         place.service.live()
-    assert place.check("retention").ok
-    assert place.restore.expected_rows == 42
+    found = place.check("limits")
+    assert found.ok
+    assert found.what == "what VictoriaLogs keeps is not known before it was started"
+
+
+def test_a_healthy_server_that_does_not_tell_its_retention_ends_the_restore(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.service.live()
+    with_client(monkeypatch, FakeClient({"retentionPeriod": "a while"}))
+    found = place.check("limits")
+    assert not found.ok
+    assert found.what.endswith("/metrics says -retentionPeriod=a while, which can't be understood")
+
+
+def test_data_of_an_earlier_restore_that_is_kept_ends_the_restore(place: Place) -> None:
+    assert place.check("replaced data").ok
+    kept = Path(place.restore.working_directory, "kept", "20261122T101112.000001Z")
+    (kept / "partitions").mkdir(parents=True)
+    found = place.check("replaced data")
+    assert not found.ok
+    assert found.what == f"data that an earlier restore replaced is still kept in {kept}"
+    assert "--rollback" in found.hint
+    assert "--discard-replaced" in found.hint

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.parts.fakes import Clock, FakeHooks, FakeService
-from tests.support import make_backup, make_data, said, tree
+from tests.support import make_backup, make_data, make_partition, said, tree
 from vl_borg_hooks.actions.run import explained
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.plugin.context import Target
-from vl_borg_hooks.runs.records import Journal
+from vl_borg_hooks.runs.records import Expected, Journal
 from vl_borg_hooks.stop_window import window
 from vl_borg_hooks.stop_window.recovery import recover
 from vl_borg_hooks.stop_window.window import StartFailed
@@ -20,7 +21,7 @@ from vl_borg_hooks.system import files
 from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.victorialogs import lock
 from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
-from vl_borg_hooks.victorialogs.swap import Swap, present
+from vl_borg_hooks.victorialogs.swap import INCOMING, Swap, present
 
 
 class Killed:
@@ -42,23 +43,41 @@ class Killed:
     def working(self) -> Path:
         return self.data / WORKING_DIRECTORY
 
-    def note(self, command: str, *, found_running: bool, replaced: list[str] | None = None) -> None:
-        self.target.records.note(Journal(command, found_running, replaced))
+    def note(self, command: str, *, found_running: bool) -> None:
+        self.target.records.note(Journal(command, found_running))
 
-    def swap(self, *, found_running: bool) -> None:
-        """Do what a restore had done until it was killed: the old set aside, half of the new."""
-        make_data(self.working / "incoming", days=["20200101"])
+    def swap(self, *, found_running: bool, whole: bool = False, discard: bool = False) -> None:
+        """Do what a restore had done until it was killed: the old set aside, half of the new.
+
+        Or all of the new, if `whole`.
+        """
+        make_data(self.working / INCOMING, days=["20200101"])
         (self.working / "incoming" / "flock.lock").unlink()
         (self.working / "incoming" / "extra.json").write_text("new")
         names = present(self.target.host, str(self.data))
-        self.note("restore", found_running=found_running, replaced=names)
+        expected = Expected({"20200101": 21}, 1_000_000)
+        self.target.records.note(
+            Journal("restore", found_running, names, INCOMING, expected, discard=discard)
+        )
         Swap(self.target.host, str(self.data), names).do()
+        if whole:
+            return
         (self.data / "extra.json").rename(self.working / "incoming" / "extra.json")
         assert (self.data / "partitions/20200101").exists()
         assert not (self.data / "delete_tasks.json").exists()
 
-    def recover(self) -> bool:
-        return recover(self.hooks, self.target)
+    def recover(self, *, undo: bool = False) -> bool:
+        return recover(self.hooks, self.target, undo=undo)
+
+    @property
+    def kept(self) -> list[Path]:
+        return sorted((self.working / "kept").glob("*"))
+
+    @property
+    def served(self) -> dict[str, tuple[str, object]]:
+        """The data, without our working directory."""
+        found = tree(self.data)
+        return {path: what for path, what in found.items() if not path.startswith(".vl-borg-hooks")}
 
 
 @pytest.fixture
@@ -133,6 +152,119 @@ def test_a_restore_that_was_killed_in_its_swap_is_undone(
     assert killed.service.asked == asked
 
 
+@pytest.mark.parametrize("found_running", [True, False])
+def test_a_restore_that_is_served_is_finished_and_keeps_what_it_replaced(
+    killed: Killed, *, found_running: bool
+) -> None:
+    killed.swap(found_running=found_running, whole=True)
+    killed.service.live()
+    make_partition(killed.data / "partitions/20261123")
+    new = killed.served
+    with said() as lines:
+        assert killed.recover()
+    assert killed.served == new
+    assert killed.service.running is found_running
+    assert killed.service.asked == (["start"] if found_running else ["stop"])
+    (kept,) = killed.kept
+    assert {**tree(kept), "flock.lock": ("file", b"")} == killed.before
+    assert any(f"the data that was replaced is kept in {kept}" in line for line in lines)
+    assert killed.target.records.journal() is None
+    # Nothing is left for the next one to do, and nothing of what is kept is lost by it.
+    assert not killed.recover()
+    assert killed.kept == [kept]
+
+
+def test_a_finished_restore_removes_what_it_replaced_if_the_operator_has_said_so(
+    killed: Killed,
+) -> None:
+    killed.swap(found_running=True, whole=True, discard=True)
+    killed.service.live()
+    assert killed.recover()
+    assert (killed.data / "partitions/20200101").exists()
+    assert not killed.working.exists()
+
+
+def test_a_run_that_undoes_its_own_restore_does_not_finish_it(killed: Killed) -> None:
+    killed.swap(found_running=True, whole=True)
+    killed.service.live()
+    assert killed.recover(undo=True)
+    assert tree(killed.data) == killed.before
+    assert killed.service.asked == ["stop", "start"]
+
+
+@pytest.mark.parametrize("why", ["not started", "not healthy", "rows are missing", "half"])
+def test_a_restore_that_is_not_served_whole_is_undone(killed: Killed, why: str) -> None:
+    killed.swap(found_running=True, whole=why != "half")
+    if why != "not started":
+        killed.service.live()
+    if why == "not healthy":
+        healthy = iter([OperatorError("no")] * 10_000)
+        killed.hooks.doing["is_healthy"] = lambda: fail_until_stopped(killed, next(healthy))
+    if why == "rows are missing":
+        (killed.data / "partitions/20200101/datadb/parts.json").write_text("[]")
+    assert killed.recover()
+    assert tree(killed.data) == killed.before
+    assert killed.service.running
+
+
+def fail_until_stopped(killed: Killed, error: OperatorError) -> None:
+    if "stop" not in killed.service.asked:
+        raise error
+
+
+def test_rows_that_came_before_an_undo_are_kept_and_told_of(killed: Killed) -> None:
+    killed.swap(found_running=True, whole=True)
+    make_partition(killed.data / "partitions/20261123")
+    with said() as lines:
+        assert killed.recover(undo=True)
+    assert killed.served == killed.before
+    (kept,) = killed.kept
+    assert (kept / "partitions/20261123").is_dir()
+    assert any(f"which has taken new rows, is kept in {kept}" in line for line in lines)
+
+
+def test_what_can_not_be_counted_any_more_is_kept_after_an_undo(killed: Killed) -> None:
+    killed.swap(found_running=True, whole=True)
+    (killed.data / "partitions/20200101/datadb/parts.json").write_text("[")
+    assert killed.recover(undo=True)
+    assert killed.served == killed.before
+    assert len(killed.kept) == 1
+
+
+def test_what_was_replaced_is_kept_by_a_run_that_was_killed_just_before(killed: Killed) -> None:
+    """After the proof, and before the replaced data was put away."""
+    killed.swap(found_running=True, whole=True)
+    journal = killed.target.records.journal()
+    assert journal
+    killed.target.records.note(dataclasses.replace(journal, replaced=None))
+    assert killed.recover()
+    assert (killed.data / "partitions/20200101").exists()
+    (kept,) = killed.kept
+    assert {**tree(kept), "flock.lock": ("file", b"")} == killed.before
+
+
+def test_an_undo_that_fails_says_that_victorialogs_is_down_and_where_the_data_is(
+    killed: Killed,
+) -> None:
+    killed.swap(found_running=True, whole=True)
+
+    class Host(LocalHost):
+        def rename(self, source: str, destination: str) -> None:
+            raise OperatorError(f"could not rename {source}: Input/output error")
+
+    killed.target.host = Host()
+    with pytest.raises(OperatorError) as caught:
+        killed.recover(undo=True)
+    assert "Input/output error; VICTORIALOGS IS DOWN, and must not be started on this data" in str(
+        caught.value
+    )
+    assert f"what was there before is in {killed.working}/replaced" in str(caught.value)
+    assert caught.value.hint == "correct that, then run: vl-borg-hooks recover"
+    killed.target.host = LocalHost()
+    assert killed.recover()
+    assert tree(killed.data) == killed.before
+
+
 def test_no_server_can_start_while_data_is_brought_back(killed: Killed) -> None:
     killed.swap(found_running=True)
     locked: list[bool] = []
@@ -166,7 +298,9 @@ def test_data_that_was_brought_back_is_not_undone_again_if_the_start_fails(kille
     killed.service.refusals = ["exit status 2"] * 100
     with pytest.raises(StartFailed):
         killed.recover()
-    assert killed.target.records.journal() == Journal("restore", found_running=True)
+    journal = killed.target.records.journal()
+    assert journal
+    assert (journal.found_running, journal.replaced) == (True, None)
     # What the server makes from here on is no restore's.
     (killed.data / "made_by_the_server.json").write_text("[1]")
     killed.service.refusals = []

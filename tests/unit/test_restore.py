@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.parts.fakes import FakeHooks, FakeService, installed
-from tests.support import make_copy, said
+from tests.support import make_copy, make_partition, said
 from vl_borg_hooks.actions import restore as action
 from vl_borg_hooks.actions.restore import restore, restore_extracted
 from vl_borg_hooks.config import LoadedConfig
@@ -33,9 +33,17 @@ class Place:
         make_copy(path, instance=name)
         return path
 
-    def restore(self, *names: str, every: bool = False, dry_run: bool = False) -> None:
-        instances = self.loaded.instances(names)
-        restore(self.loaded, instances, self.root, start=False, dry_run=dry_run, every=every)
+    def restore(
+        self, *names: str, every: bool = False, dry_run: bool = False, yes: bool = False
+    ) -> None:
+        restore(
+            *(self.loaded, self.loaded.instances(names), self.root),
+            start=False,
+            discard=False,
+            yes=yes,
+            dry_run=dry_run,
+            every=every,
+        )
 
     @property
     def restored(self) -> list[str]:
@@ -110,6 +118,62 @@ def test_an_instance_that_was_not_asked_for_is_left_as_it_is(place: Place) -> No
     place.extract("b")
     place.restore("b", every=True)
     assert place.restored == ["b"]
+
+
+def test_a_manifest_that_cannot_be_read_keeps_no_other_copy_from_being_restored(
+    place: Place,
+) -> None:
+    path = place.extract("a")
+    (place.extract("b", where="broken") / "manifest.json").write_text("{}")
+    with said() as lines:
+        place.restore()
+    assert place.hooks.placed == {"a": path}
+    assert any("broken/manifest.json: has format None" in line for line in lines)
+    with pytest.raises(InvalidCopy, match="has format None"):
+        place.restore("b")
+    with pytest.raises(InvalidCopy, match="has format None"):
+        place.restore("a", "b", every=True)
+
+
+def test_two_copies_of_an_instance_that_was_not_asked_for_do_not_matter(place: Place) -> None:
+    path = place.extract("a")
+    for where in ("one", "two"):
+        place.extract("b", where=where)
+        place.extract("unknown", where=f"unknown {where}")
+    place.restore("a", every=True)
+    assert place.hooks.placed == {"a": path}
+
+
+def test_data_is_replaced_only_with_the_operators_word_after_all_checks(place: Place) -> None:
+    place.extract("a")
+    data = Path(place.loaded.config.instances[0].data_directory)
+    make_partition(data / "partitions/20261120")
+    with pytest.raises(OperatorError) as caught:
+        place.restore("a")
+    assert caught.value.what == (
+        f"21 rows are in {data}, 42 are in the copy of 2026-11-22T00:00:00+00:00: day 20261120 "
+        "will be replaced; what is replaced is kept until you remove it"
+    )
+    assert caught.value.hint == "nothing was changed; to replace it, add --yes"
+    assert place.hooks.names == ["before_restore", "restore_checks", "after_restore"]
+    with said() as lines:
+        place.restore("a", dry_run=True)
+        place.restore("a", yes=True)
+    assert lines.count(f"a: {caught.value.what}") == 2
+    assert place.restored == ["a"]
+
+
+@pytest.mark.parametrize("content", ["not JSON", '["missing"]'])
+def test_data_that_cannot_be_counted_is_told_of_and_replaced_too(
+    place: Place, content: str
+) -> None:
+    place.extract("a")
+    data = Path(place.loaded.config.instances[0].data_directory)
+    make_partition(data / "partitions/20261120")
+    (data / "partitions/20261120/datadb/parts.json").write_text(content)
+    with pytest.raises(OperatorError, match=f"an unknown number of rows is in {data}, 42 are in"):
+        place.restore("a")
+    place.restore("a", yes=True)
 
 
 def test_a_copy_that_is_damaged_is_not_restored(place: Place) -> None:
@@ -197,6 +261,29 @@ def on_extract(
     with said() as lines:
         restore_extracted(place.loaded, place.loaded.config.instances, dry_run=False)
     return place, lines
+
+
+@pytest.mark.parametrize("extracted", ["nothing", "another"])
+def test_what_was_extracted_without_a_copy_of_the_instance_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extracted: str
+) -> None:
+    options = {"restore": {"on_extract": True}}
+    place = Place(tmp_path, *installed(monkeypatch, tmp_path, names=["a"], **options))
+    if extracted == "another":
+        place.extract("b")
+    monkeypatch.setattr(action, "extract_destination", lambda: place.root)
+    with said() as lines:
+        restore_extracted(place.loaded, place.loaded.config.instances, dry_run=False)
+    (line,) = lines
+    assert line.startswith(f"nothing is restored: {place.root}")
+    assert place.hooks.calls == []
+
+
+def test_the_option_is_the_operators_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_partition(tmp_path / "a-data/partitions/20261120")
+    place, lines = on_extract(tmp_path, monkeypatch, wanted=True)
+    assert place.restored == ["a"]
+    assert any("21 rows are in" in line and "is kept" in line for line in lines)
 
 
 def test_what_was_extracted_is_restored_if_the_config_says_so(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.parts.fakes import FakeClient, FakeHost, with_client
-from tests.support import make_backup, make_data, make_part
+from tests.parts.fakes import FakeClient, FakeHost, held, with_client
+from tests.support import make_backup, make_copy, make_data, make_part, make_restore
 from vl_borg_hooks.plugin.checks import Check
-from vl_borg_hooks.plugin.context import Backup
+from vl_borg_hooks.plugin.context import Backup, Restore
 from vl_borg_hooks.steps import space
 
 DISK = 100_000_000_000
@@ -43,10 +43,8 @@ def limits(
     free: int,
 ) -> Check:
     with_client(monkeypatch, FakeClient(flags))
-    blocks = DISK // 4096
-    size = os.statvfs_result((4096, 4096, blocks, 0, 0, 0, 0, 0, 0, 255))
-    monkeypatch.setattr(os, "statvfs", lambda path: size)
-    return checks(backup, free=free)[LIMITS]
+    with held(Path(backup.data_directory)):
+        return checks(backup, free=free)[LIMITS]
 
 
 def size(path: Path) -> int:
@@ -154,16 +152,11 @@ def test_the_copy_leaves_victorialogs_the_room_below_which_it_takes_no_logs(
     assert refused.what.endswith("takes no logs below 10.0 GB")
 
 
-def test_a_filesystem_that_is_nearly_as_full_as_victorialogs_lets_it_be_gets_no_copy(
+def test_a_filesystem_that_others_have_filled_is_no_matter_of_the_servers_percent(
     backup: Backup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = {"retention.maxDiskUsagePercent": "80"}
-    assert limits(backup, monkeypatch, flags, free=26 * DISK // 100).ok
-    refused = limits(backup, monkeypatch, flags, free=24 * DISK // 100)
-    assert not refused.ok
-    assert "is 76 % full" in refused.what
-    assert "drops its oldest logs at 80 %" in refused.what
-    assert refused.hint == "put the staging copy on another filesystem"
+    flags = {"retention.maxDiskUsagePercent": "1", "retention.maxDiskSpaceUsageBytes": "1"}
+    assert limits(backup, monkeypatch, flags, free=DISK // 100).ok
 
 
 @pytest.mark.parametrize(
@@ -171,13 +164,63 @@ def test_a_filesystem_that_is_nearly_as_full_as_victorialogs_lets_it_be_gets_no_
     [
         None,
         {},
-        {"storage.minFreeDiskSpaceBytes": "much", "retention.maxDiskUsagePercent": "most"},
-        {"storage.minFreeDiskSpaceBytes": "0", "retention.maxDiskUsagePercent": "0"},
+        {"storage.minFreeDiskSpaceBytes": ""},
+        {"storage.minFreeDiskSpaceBytes": "10000000"},
     ],
 )
-def test_a_limit_that_is_not_set_or_not_told_is_none(
+def test_a_limit_that_is_not_told_is_the_default(
     backup: Backup, monkeypatch: pytest.MonkeyPatch, flags: Mapping[str, str] | None
 ) -> None:
-    found = limits(backup, monkeypatch, flags, free=space.RESERVE_BYTES)
-    assert found.ok
-    assert found.what == "100 % of the filesystem is used"
+    enough = 10_000_000 + space.RESERVE_BYTES
+    assert limits(backup, monkeypatch, flags, free=enough).ok
+    assert not limits(backup, monkeypatch, flags, free=enough - 1).ok
+
+
+def test_a_limit_of_nothing_needs_only_the_reserve(
+    backup: Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = {"storage.minFreeDiskSpaceBytes": "0"}
+    assert limits(backup, monkeypatch, none, free=space.RESERVE_BYTES).ok
+
+
+def room(restore: Restore, free: int) -> Check:
+    restore.host = FakeHost(free=free)
+    (found,) = space.restore_checks(restore)
+    return found
+
+
+@pytest.fixture
+def restored(tmp_path: Path) -> Restore:
+    make_data(tmp_path / "data", days=["20261122"])
+    copy = make_copy(tmp_path / "extracted")
+    return make_restore(tmp_path, copy, copy.manifest())
+
+
+@pytest.mark.parametrize("discard", [True, False])
+def test_a_restore_needs_room_for_the_copy_beside_the_data(
+    restored: Restore, *, discard: bool
+) -> None:
+    restored.discard_replaced = discard
+    found = room(restored, restored.manifest.bytes - 1)
+    assert not found.ok
+    assert f"the filesystem of {restored.data_directory} has" in found.what
+    assert "is kept until the restored data is proved" in found.hint
+
+
+@pytest.mark.parametrize("discard", [True, False])
+def test_to_keep_what_is_replaced_needs_room_for_new_logs_beside_both(
+    restored: Restore, *, discard: bool
+) -> None:
+    restored.discard_replaced = discard
+    enough = restored.manifest.bytes + space.MIN_FREE_BYTES + space.RESERVE_BYTES
+    assert room(restored, enough).ok
+    found = room(restored, enough - 1)
+    assert found.ok is discard
+    if not discard:
+        assert "with the replaced data kept beside it, there would be 74.0 MB" in found.what
+        assert "add --discard-replaced" in found.hint
+
+
+def test_if_nothing_is_replaced_nothing_needs_room_beside_the_copy(restored: Restore) -> None:
+    shutil.rmtree(restored.data_directory)
+    assert room(restored, restored.manifest.bytes).ok

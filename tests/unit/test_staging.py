@@ -14,7 +14,8 @@ import xxhash
 
 from tests.support import make_copy, make_data, umask, write_inventory
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
-from vl_borg_hooks.staging.copy import StagingCopy, find_copies
+from vl_borg_hooks.staging import copy as copy_module
+from vl_borg_hooks.staging.copy import NoCopy, StagingCopy, find_copies
 from vl_borg_hooks.staging.inventory import File
 from vl_borg_hooks.staging.walk import walk
 from vl_borg_hooks.system import files
@@ -233,6 +234,20 @@ def test_copies_are_found_at_any_depth_and_not_inside_each_other(tmp_path: Path)
     (tmp_path / "link").symlink_to("b")
     found = {str(copy.path.relative_to(tmp_path)) for copy in find_copies(tmp_path)}
     assert found == {"a", "b/c/d/e"}
+
+
+def test_copies_are_found_beside_data_with_very_many_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an extraction of `/var/lib`, with the data in it."""
+    make_data(tmp_path / "data", days=[f"202611{day:02}" for day in range(1, 31)])
+    made = make_copy(tmp_path / "var/lib/copy")
+    monkeypatch.setattr(copy_module, "SEARCHED_DIRECTORIES", 20)
+    assert find_copies(tmp_path) == [made]
+    for number in range(20):
+        (tmp_path / "home" / str(number)).mkdir(parents=True)
+    with pytest.raises(NoCopy, match="has more than 20 directories to look for a copy in"):
+        find_copies(tmp_path)
 
 
 def test_a_manifest_beside_a_link_to_data_is_no_copy(tmp_path: Path) -> None:

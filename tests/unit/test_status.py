@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
 from tests.parts.fakes import FakeHooks, FakeService, a_manifest, installed
+from tests.support import make_partition
 from vl_borg_hooks.actions.status import Overview, status
 from vl_borg_hooks.config import LoadedConfig
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.runs.records import Holder, Journal, RunRecords
 from vl_borg_hooks.staging.copy import StagingCopy
+from vl_borg_hooks.transfer.progress import human_bytes
 
 
 class Place:
@@ -146,6 +149,22 @@ def test_a_run_that_was_killed_is_unfinished(place: Place) -> None:
     found = place.overview()
     assert found.unfinished
     assert found.lines()[-1] == "  a run was killed: vl-borg-hooks recover finishes it"
+
+
+def test_replaced_data_is_told_with_its_age_its_size_and_what_to_do(place: Place) -> None:
+    moment = datetime.now(timezone.utc) - timedelta(hours=3)
+    name = moment.strftime("%Y%m%dT%H%M%S.%fZ")
+    kept = Path(place.instance.data_path, ".vl-borg-hooks/kept", name)
+    make_partition(kept / "partitions/20261122")
+    found = place.overview()
+    (replaced,) = found.replaced
+    assert (replaced.path, replaced.since) == (str(kept), moment)
+    assert replaced.bytes > 10_000
+    assert found.lines()[-1] == (
+        f"  replaced data, 3 h 0 min ago, {human_bytes(replaced.bytes)}, is kept in {kept}; to return "
+        "to it: vl-borg-hooks restore --rollback; to remove it: vl-borg-hooks restore "
+        "--discard-replaced"
+    )
 
 
 def test_a_run_in_its_stop_window_is_on_and_was_not_killed(place: Place) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import final
 
@@ -12,7 +14,7 @@ import pytest
 from tests.support import tree
 from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
-from vl_borg_hooks.victorialogs.swap import Swap
+from vl_borg_hooks.victorialogs.swap import Kept, Swap, holds_data, kept_data
 
 Content = Mapping[str, str]
 
@@ -203,3 +205,125 @@ def test_nothing_is_touched_where_nothing_was_begun(tmp_path: Path) -> None:
 
 def test_cleaning_up_where_there_is_nothing_is_no_error(tmp_path: Path) -> None:
     Swap(LocalHost(), str(tmp_path / "nothing")).clean_up()
+
+
+def keep_replaced(data: Path, names: list[str]) -> Kept:
+    """Make the swap and keep what it has replaced."""
+    swap = Swap(LocalHost(), str(data), names)
+    swap.do()
+    swap.keep(swap.replaced)
+    swap.clean_up()
+    (kept,) = kept_data(LocalHost(), str(data))
+    return kept
+
+
+def test_what_is_kept_says_when_it_was_replaced_and_is_left_by_all_that_cleans_up(
+    tmp_path: Path,
+) -> None:
+    data, names = prepared(tmp_path, "the usual")
+    before = visible(data)
+    kept = keep_replaced(data, names)
+    assert kept.since
+    assert timedelta() <= datetime.now(timezone.utc) - kept.since < timedelta(minutes=1)
+    (data / WORKING_DIRECTORY / "frozen").mkdir()
+    Swap(LocalHost(), str(data)).discard_leftovers()
+    Swap(LocalHost(), str(data)).clean_up()
+    assert [path.name for path in (data / WORKING_DIRECTORY).iterdir()] == ["kept"]
+    assert {
+        **tree(Path(kept.path)),
+        "flock.lock": ("file", b""),
+        "lost+found": before["lost+found"],
+    } == before
+
+
+@pytest.mark.parametrize("name", ["by hand", "20261122"])
+def test_what_somebody_else_keeps_there_is_kept_too(tmp_path: Path, name: str) -> None:
+    data, _ = prepared(tmp_path, "the usual")
+    path = data / WORKING_DIRECTORY / "kept" / name / "partitions"
+    path.mkdir(parents=True)
+    Swap(LocalHost(), str(data)).discard_leftovers()
+    assert path.exists()
+    (kept,) = kept_data(LocalHost(), str(data))
+    assert (kept.path, kept.since) == (str(path.parent), None)
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_what_is_removed_is_either_whole_or_not_offered_any_more(tmp_path: Path, step: int) -> None:
+    data, names = prepared(tmp_path, "the usual")
+    kept = keep_replaced(data, names)
+    whole = tree(Path(kept.path))
+    with contextlib.suppress(Killed):
+        Swap(DyingHost(step, after=False), str(data)).discard(kept)
+    found = kept_data(LocalHost(), str(data))
+    assert found in ([], [kept])
+    assert not found or tree(Path(kept.path)) == whole
+    Swap(LocalHost(), str(data)).discard_leftovers()
+    assert kept_data(LocalHost(), str(data)) == found
+    assert bool(found) is (data / WORKING_DIRECTORY).exists()
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_return_to_what_is_kept_can_be_killed_anywhere_and_loses_nothing(
+    tmp_path: Path, *, after: bool
+) -> None:
+    """The kept data is not a copy of anything: it is either in place, or still kept."""
+    step = -1
+    killed = True
+    while killed:
+        step += 1
+        data, names = prepared(tmp_path, "both with a file")
+        old = visible(data)
+        kept = keep_replaced(data, names)
+        new = visible(data)
+        names = sorted(
+            {name.split("/")[0] for name in new if name not in ("flock.lock", "lost+found")}
+        )
+        killed = False
+        try:
+            Swap(DyingHost(step, after=after), str(data), names, kept.source).do()
+        except Killed:
+            killed = True
+        else:
+            assert visible(data) == old
+        for undo_step in range(8):
+            try:
+                Swap(DyingHost(undo_step, after=after), str(data), names, kept.source).undo()
+            except Killed:
+                continue
+        assert visible(data) == new
+        assert set(tree(Path(kept.path))) == set(old) - {"flock.lock", "lost+found"}
+    assert step > 4
+
+
+def test_what_a_server_has_stored_in_the_place_of_what_was_not_moved_yet_is_kept(
+    tmp_path: Path,
+) -> None:
+    data, names = prepared(tmp_path, "the usual")
+    expected = visible(data)
+    with pytest.raises(Killed):
+        Swap(DyingHost(len(names), after=True), str(data), names).do()
+    fill(data, {"partitions/20261130/x": "logs of a client", "delete_tasks.json": "made"})
+    Swap(LocalHost(), str(data), names).undo()
+    assert visible(data) == expected
+    Swap(LocalHost(), str(data)).clean_up()
+    (kept,) = kept_data(LocalHost(), str(data))
+    assert tree(Path(kept.path))["partitions/20261130/x"] == ("file", b"logs of a client")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({}, False),
+        ({"delete_tasks.json": "[]"}, False),
+        ({"partitions/20261122/x": ""}, True),
+        ({"notes.txt": ""}, True),
+    ],
+)
+def test_what_a_new_server_makes_is_nothing_to_keep(
+    tmp_path: Path, content: Content, *, expected: bool
+) -> None:
+    data = tmp_path / "data"
+    assert not holds_data(LocalHost(), str(data))
+    (data / "partitions").mkdir(parents=True)
+    fill(data, {"flock.lock": "", f"{WORKING_DIRECTORY}/kept/a/b": "", **content})
+    assert holds_data(LocalHost(), str(data)) is expected

@@ -153,7 +153,9 @@ def test_what_cannot_be_noted_in_the_journal_is_not_begun(world: World) -> None:
 def test_a_server_that_cannot_flush_is_stopped_all_the_same(
     world: World, monkeypatch: pytest.MonkeyPatch, *, answers: bool
 ) -> None:
-    with_client(monkeypatch, FakeClient({} if answers else None))
+    client = FakeClient({} if answers else None)
+    client.serves = False
+    with_client(monkeypatch, client)
     with world.window():
         assert not world.service.running
     assert world.service.running
@@ -265,8 +267,8 @@ def test_healthy_is_who_holds_the_lock_and_answers(
     world: World, monkeypatch: pytest.MonkeyPatch, *, holds: bool, answers: bool | None
 ) -> None:
     client = None if answers is None else FakeClient({})
-    if client and answers:
-        client.serves = True
+    if client:
+        client.serves = bool(answers)
     with_client(monkeypatch, client)
     if not holds:
         world.service.die()

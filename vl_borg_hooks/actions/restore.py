@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vl_borg_hooks.actions import consent
 from vl_borg_hooks.actions.run import Setting, exclusive, explained, require
 from vl_borg_hooks.errors import InvalidCopy
 from vl_borg_hooks.plugin.context import Restore
 from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.runs.borgmatic import extract_destination
-from vl_borg_hooks.staging.copy import StagingCopy, find_copies
+from vl_borg_hooks.staging.copy import NoCopy, StagingCopy, find_copies
 from vl_borg_hooks.staging.manifest import Manifest
 from vl_borg_hooks.staging.verify import verify
 from vl_borg_hooks.stop_window.recovery import recover
@@ -28,64 +29,93 @@ def restore(
     root: Path,
     *,
     start: bool,
+    discard: bool,
+    yes: bool,
     dry_run: bool,
     every: bool = False,
 ) -> None:
     """Restore each of `instances` that has a copy at or below `root`.
 
-    With `start`, a VictoriaLogs that was found stopped is left running; with `every`, an instance
-    without a copy is an error, before anything is changed. Raises OperatorError; the data that was
+    With `start`, a VictoriaLogs that was found stopped is left running; with `discard`, the data that
+    is replaced is removed after the proof, and not kept; with `yes`, nobody is asked whether it may
+    be replaced; with `every`, an instance without a copy is an error, before anything is changed.
+    Raises NoCopy if there is none to restore, OperatorError for any other failure; the data that was
     there before is then in place again.
     """
-    copies = _copies_by_instance(root)
+    copies, unreadable = _copies_by_instance(root, [instance.name for instance in instances])
     chosen = [instance for instance in instances if instance.name in copies]
     missing = [instance.name for instance in instances if instance.name not in copies]
-    if missing and chosen and not every:
-        logger.warning("%s holds no copy of %s: not restored", root, ", ".join(missing))
     if not chosen or (missing and every):
-        raise InvalidCopy(
+        if unreadable:
+            # It may be the one that is missing.
+            raise unreadable[0]
+        raise NoCopy(
             f"{root} holds copies of {', '.join(sorted(copies))}, none of {', '.join(missing)}",
             hint="check that this is the right archive, and the right config",
         )
+    for problem in unreadable:
+        logger.warning("%s: not restored", problem.what)
+    if missing:
+        logger.warning("%s holds no copy of %s: not restored", root, ", ".join(missing))
     setting = Setting(loaded)
     for instance in chosen:
         copy, manifest = copies[instance.name]
-        target = setting.restore(instance, copy, manifest, start=start)
+        target = setting.restore(instance, copy, manifest, start=start, discard=discard)
         with exclusive(target, "restore"), explained(target):
-            _restore_one(setting.hooks, target, dry_run=dry_run)
+            _restore_one(setting.hooks, target, yes=yes, dry_run=dry_run)
 
 
 def restore_extracted(
     loaded: LoadedConfig, instances: Sequence[Instance], *, dry_run: bool
 ) -> None:
-    """Restore what borgmatic has just extracted, of the instances that say `on_extract: true`."""
+    """Restore what borgmatic has just extracted, of the instances that say `on_extract: true`.
+
+    That is the operator's word, given before; what is replaced is kept. Something that was extracted
+    without a copy of them is no error.
+    """
     wanted = [instance for instance in instances if instance.restore.on_extract]
     if not wanted:
         logger.warning("restore: on_extract: is not set for any instance: nothing is restored")
         return
-    restore(loaded, wanted, extract_destination(), start=False, dry_run=dry_run)
+    root = extract_destination()
+    try:
+        restore(loaded, wanted, root, start=False, discard=False, yes=True, dry_run=dry_run)
+    except NoCopy as none:
+        logger.warning("nothing is restored: %s", none.what)
 
 
-def _copies_by_instance(root: Path) -> dict[str, tuple[StagingCopy, Manifest]]:
-    """Return the copies at or below `root` by instance; raises InvalidCopy if one has two."""
+def _copies_by_instance(
+    root: Path, wanted: Sequence[str]
+) -> tuple[dict[str, tuple[StagingCopy, Manifest]], list[InvalidCopy]]:
+    """Return the copies at or below `root` by instance, and why others can't be read.
+
+    Raises InvalidCopy if a `wanted` one has two copies.
+    """
     copies: dict[str, tuple[StagingCopy, Manifest]] = {}
+    unreadable: list[InvalidCopy] = []
     for copy in find_copies(root):
-        manifest = copy.manifest()
+        try:
+            manifest = copy.manifest()
+        except InvalidCopy as error:
+            unreadable.append(error)
+            continue
         name = manifest.instance
-        if name in copies:
+        if name in copies and name in wanted:
             raise InvalidCopy(
                 f"{root} holds two copies of {name}: {copies[name][0].path} and {copy.path}",
                 hint="name one of them with --from",
             )
         copies[name] = copy, manifest
-    return copies
+    return copies, unreadable
 
 
-def _restore_one(hooks: Hooks, target: Restore, *, dry_run: bool) -> None:
+def _restore_one(hooks: Hooks, target: Restore, *, yes: bool, dry_run: bool) -> None:
     # What is put in place on this machine is read there.
     _verify(target, quick=not dry_run and target.host.local_path("/") is not None)
     if dry_run:
         require(target, hooks.restore_checks(target))
+        if statement := _replaced(target):
+            target.reporter.warn(statement)
         target.reporter.say(
             f"would restore {_what(target.manifest)}, into {target.instance.data_path}"
         )
@@ -94,6 +124,7 @@ def _restore_one(hooks: Hooks, target: Restore, *, dry_run: bool) -> None:
     try:
         hooks.before_restore(target)
         require(target, hooks.restore_checks(target))
+        consent.ask(target, _replaced(target), yes=yes)
         hooks.put_in_place(target)
     except BaseException as error:
         _report_failure(hooks, target, error)
@@ -104,11 +135,27 @@ def _restore_one(hooks: Hooks, target: Restore, *, dry_run: bool) -> None:
 
 
 def _verify(target: Restore, *, quick: bool) -> None:
-    """Verify the copy and set its manifest; raises InvalidCopy if it is not sound."""
+    """Verify the copy and set its manifest; raises InvalidCopy if it is not sound.
+
+    It may share files with what is outside, as an extraction of a staging copy together with the
+    data does: what is put in place has files of its own, and is compared with the inventory again.
+    """
     target.reporter.say(f"verifying {target.copy.path}")
-    # An untrusted tree may link to anything; our own staging copy links to the data.
-    ours = target.copy.path.resolve() == Path(target.instance.staging_path).resolve()
-    target.manifest = verify(target.copy, linked=ours, quick=quick).raise_problems()
+    target.manifest = verify(target.copy, linked=True, quick=quick).raise_problems()
+
+
+def _replaced(target: Restore) -> str:
+    """Say what the restore replaces and brings back; empty if there is nothing to lose."""
+    created = target.manifest.created
+    statement = consent.replaced(
+        target,
+        target.manifest.rows,
+        f"the copy of {created}",
+        discard=target.discard_replaced,
+    )
+    if consent.brings_deleted_back(target, created):
+        statement += "; rows that were deleted since then come back" if statement else ""
+    return statement
 
 
 def _report_failure(hooks: Hooks, target: Restore, error: BaseException) -> None:

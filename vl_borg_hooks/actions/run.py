@@ -40,13 +40,20 @@ class Setting:
         return Backup(self.loaded, instance, self._additions, self.records(instance))
 
     def restore(
-        self, instance: Instance, copy: StagingCopy, manifest: Manifest, *, start: bool
+        self,
+        instance: Instance,
+        copy: StagingCopy,
+        manifest: Manifest,
+        *,
+        start: bool,
+        discard: bool = False,
     ) -> Restore:
         """Return `instance` for a restore of `copy`; raises ConfigError."""
         records = self.records(instance)
         return Restore(
             *(self.loaded, instance, self._additions, records, copy, manifest),
             start_if_stopped=start,
+            discard_replaced=discard,
         )
 
     def records(self, instance: Instance) -> RunRecords:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,34 @@ from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.staging.manifest import Manifest
-from vl_borg_hooks.transfer.progress import human_bytes
+from vl_borg_hooks.transfer.progress import human_bytes, human_seconds
+from vl_borg_hooks.victorialogs import stored
+from vl_borg_hooks.victorialogs.swap import kept_data
 
 if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance, LoadedConfig
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """Data that a restore has replaced and that is kept: where, since when, how large."""
+
+    path: str
+    # None if its name does not say.
+    since: datetime | None
+    bytes: int
+
+    def line(self) -> str:
+        """Return it as a line for a person."""
+        age = ""
+        if self.since:
+            seconds = (datetime.now(timezone.utc) - self.since).total_seconds()
+            age = f"{human_seconds(seconds)} ago, "
+        return (
+            f"replaced data, {age}{human_bytes(self.bytes)}, is kept in {self.path}; to return to "
+            "it: vl-borg-hooks restore --rollback; to remove it: vl-borg-hooks restore "
+            "--discard-replaced"
+        )
 
 
 @dataclass(frozen=True)
@@ -34,6 +59,8 @@ class Overview:
     run: str
     # Whether a run was killed and `recover` still has to finish it.
     unfinished: bool
+    # The data that restores have replaced, and that is kept.
+    replaced: tuple[Replaced, ...] = ()
 
     def lines(self) -> list[str]:
         """Return it as lines for a person."""
@@ -53,6 +80,7 @@ class Overview:
             *([f"  archived by {self.lease}"] if self.lease else []),
             *([f"  a run is in progress: {self.run}"] if self.run else []),
             *(["  a run was killed: vl-borg-hooks recover finishes it"] if self.unfinished else []),
+            *(f"  {replaced.line()}" for replaced in self.replaced),
         ]
 
 
@@ -92,4 +120,16 @@ def _look(target: Target) -> Overview:
         lease=str(records.lease_holder() or ""),
         run=run,
         unfinished=records.has_journal and not run,
+        replaced=_replaced(target),
     )
+
+
+def _replaced(target: Target) -> tuple[Replaced, ...]:
+    """Return the replaced data that is kept; none if the host can't be asked, as its state says."""
+    try:
+        return tuple(
+            Replaced(kept.path, kept.since, stored.disk_bytes(target.host, kept.path))
+            for kept in kept_data(target.host, target.data_directory)
+        )
+    except OperatorError:
+        return ()

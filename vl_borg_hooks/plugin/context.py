@@ -17,7 +17,7 @@ from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
 
 if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance, LoadedConfig
-    from vl_borg_hooks.runs.records import RunRecords
+    from vl_borg_hooks.runs.records import Expected, RunRecords
     from vl_borg_hooks.services import ServiceFactory, ServiceManager, ServiceState
     from vl_borg_hooks.staging.copy import StagingCopy
     from vl_borg_hooks.staging.last_published import LastPublished
@@ -114,7 +114,11 @@ class Target:
         from vl_borg_hooks.victorialogs.http import Client
 
         auth = self.instance.http_auth
-        return Client(self.instance.url, (auth.username, auth.password()) if auth else None)
+        return Client(
+            self.instance.url,
+            (auth.username, auth.password()) if auth else None,
+            self.instance.auth_keys.read(),
+        )
 
     @property
     def working_directory(self) -> str:
@@ -180,21 +184,30 @@ class Restore(Target):
         manifest: Manifest,
         *,
         start_if_stopped: bool = False,
+        discard_replaced: bool = False,
     ) -> None:
         super().__init__(loaded, instance, additions, records)
         self.copy = copy
         self.manifest = manifest
         self.start_if_stopped = start_if_stopped
+        # Whether the data that is replaced is removed after the proof, instead of kept.
+        self.discard_replaced = discard_replaced
         # Who the restored files must belong to; None for the user that runs this. Set by the checks.
         self.owner: Owner | None = None
-        # How many rows of the copy are past VictoriaLogs' retention: it will delete them. Set by the
-        # checks.
-        self.expired_rows = 0
 
-    @property
-    def expected_rows(self) -> int:
-        """How many rows of the copy VictoriaLogs has to serve afterwards."""
-        return self.manifest.rows - self.expired_rows
+    @cached_property
+    def expected(self) -> Expected:
+        """What VictoriaLogs has to serve afterwards, except what it deletes itself."""
+        # Imported here: `after-create`, which is called often, does not need them.
+        from vl_borg_hooks.runs.records import Expected
+        from vl_borg_hooks.system.local import LocalHost
+        from vl_borg_hooks.victorialogs import stored
+
+        return Expected(
+            rows={partition.name: partition.rows for partition in self.manifest.partitions},
+            bytes=self.manifest.bytes,
+            deletions=stored.has_deletions(LocalHost(), str(self.copy.data)),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

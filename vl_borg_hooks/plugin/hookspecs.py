@@ -195,7 +195,9 @@ def put_in_place(restore: Restore, hooks: Hooks) -> PassResult | None:
     starts it, and calls `prove_restore`. If that or anything else fails, the step must bring back
     the data that was there, with VictoriaLogs as it was found, before it raises the exception. If
     the run is killed, `recover` brings VictoriaLogs back after any stop window, and undoes our
-    exchange; it does not know what another plugin has done to the data.
+    exchange, or finishes it if VictoriaLogs serves the restored data already; it does not know what
+    another plugin has done to the data. `restore --rollback` makes our exchange without this hook and
+    the three around it.
     """
 
 
@@ -203,7 +205,7 @@ def put_in_place(restore: Restore, hooks: Hooks) -> PassResult | None:
 def prove_restore(restore: Restore) -> None:
     """Prove that VictoriaLogs serves what was restored; the data that was there is still kept.
 
-    An exception undoes the restore.
+    An exception undoes the restore. If the run is killed, `recover` makes only our own proof.
     """
 
 

@@ -99,17 +99,36 @@ class Holder:
 
 
 @dataclass(frozen=True)
+class Expected:
+    """What VictoriaLogs has to serve after a restore: the rows of each partition, by its name.
+
+    `bytes` is about the size of all parts. `deletions` says that it has still to delete some of
+    these rows.
+    """
+
+    rows: dict[str, int]
+    bytes: int
+    deletions: bool = False
+
+
+@dataclass(frozen=True)
 class Journal:
     """What a run has begun and has to finish.
 
     `command` began it; `found_running` says whether VictoriaLogs was running then; `replaced` are the
     names of what a restore replaces in the data directory, None before it begins to replace and after
-    it has proved the result. `detached` are the days that have to be detached after the start.
+    it has proved or undone that. Only of a restore: `source` is the name of what it puts in place,
+    in our working directory, `expected` what has to be served then, and `discard` says that what was
+    replaced is removed after the proof. `detached` are the days that have to be detached after the
+    start.
     """
 
     command: str
     found_running: bool
     replaced: list[str] | None = None
+    source: str = ""
+    expected: Expected | None = None
+    discard: bool = False
     detached: list[str] = field(default_factory=list)
 
 

@@ -12,6 +12,7 @@ An extracted copy is the same, extracted from an archive.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,17 @@ from vl_borg_hooks.staging import inventory, manifest
 from vl_borg_hooks.staging.inventory import INVENTORY, NEW_INVENTORY, Directory, Totals
 from vl_borg_hooks.staging.manifest import MANIFEST, Manifest
 from vl_borg_hooks.system import files
+from vl_borg_hooks.victorialogs.layout import PARTITIONS
 
 DATA = "data"
 # All that is in a staging copy's directory.
 OURS = frozenset({DATA, MANIFEST, INVENTORY, NEW_INVENTORY})
 # How many directories are searched for a copy, below the one that the operator names.
 SEARCHED_DIRECTORIES = 10_000
+
+
+class NoCopy(InvalidCopy):
+    """There is no staging copy, or it was not found among very many directories."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +108,15 @@ class StagingCopy:
 def find_copies(root: Path) -> list[StagingCopy]:
     """Return the copies at or below `root`, at any depth that an extraction may have put them.
 
-    Raises InvalidCopy if there is none.
+    Raises NoCopy if none is found, InvalidCopy if `root` can't be read. VictoriaLogs' own data is
+    not searched: it can be beside the copy, and has very many directories.
     """
     found: list[StagingCopy] = []
-    pending = [root]
+    pending = deque([root])
     for _ in range(SEARCHED_DIRECTORIES):
         if not pending:
             break
-        directory = pending.pop()
+        directory = pending.popleft()
         try:
             with os.scandir(directory) as entries:
                 kinds = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
@@ -120,14 +127,18 @@ def find_copies(root: Path) -> list[StagingCopy]:
         if MANIFEST in kinds and kinds.get(DATA):
             found.append(StagingCopy(directory))
         else:
-            pending += [directory / name for name, is_directory in kinds.items() if is_directory]
+            pending += [
+                directory / name
+                for name, is_directory in kinds.items()
+                if is_directory and name != PARTITIONS
+            ]
     if pending:
-        raise InvalidCopy(
+        raise NoCopy(
             f"{root}: has more than {SEARCHED_DIRECTORIES} directories to look for a copy in",
             hint=f"name the directory itself that holds {MANIFEST}",
         )
     if not found:
-        raise InvalidCopy(
+        raise NoCopy(
             f"{root}: holds no staging copy: no {MANIFEST} beside a {DATA} directory",
             hint="name the directory that borgmatic extract wrote to",
         )

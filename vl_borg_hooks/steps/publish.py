@@ -35,17 +35,16 @@ def publish_copy(backup: Backup, copied: Copied) -> Manifest:
     totals = staging.write_inventory(verify.noting(notes.taking(present), sizes))
     unchanged = last.partitions() if last else {}
     partitions = verify.partitions(staging.data, problems, sizes, unchanged)
-    if damaged:
-        raise InvalidCopy(
-            f"the data is damaged: {_first(damaged)}",
-            hint=f"extract it from an older archive and put it in place of the file in "
+    if damaged or problems:
+        again = "run it again; if it fails again, the data directory itself is damaged"
+        repair = (
+            f": extract the file from an older archive and put it in place in "
             f"{backup.instance.data_path}, with VictoriaLogs stopped; or, to back it up as it is, "
-            f"remove {staging.inventory_path}",
+            f"remove {staging.inventory_path}"
         )
-    if problems:
         raise InvalidCopy(
-            f"the staging copy is not consistent: {_first(problems)}",
-            hint="run it again; if it fails again, the data directory itself is damaged",
+            f"the staging copy is not consistent: {_first([*damaged, *problems])}",
+            hint=again + (repair if damaged else ""),
         )
     LocalHost().sync(str(staging.path))
     owner = backup.host.owner(f"{backup.data_directory}/{PARTITIONS}")

@@ -9,17 +9,17 @@ from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin import hookimpl
 from vl_borg_hooks.plugin.checks import Check, check
 from vl_borg_hooks.plugin.context import Backup, Restore, Target
+from vl_borg_hooks.runs.records import Expected
 from vl_borg_hooks.services import ServiceState
-from vl_borg_hooks.staging.manifest import Partition
+from vl_borg_hooks.stop_window import proof
 from vl_borg_hooks.stop_window.beforehand import require_startable, require_url
-from vl_borg_hooks.stop_window.found import find_state, refuse_other_server
+from vl_borg_hooks.stop_window.found import answering, find_state, refuse_other_server
 from vl_borg_hooks.system.hosts import Host, Owner
 from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import rsync
-from vl_borg_hooks.transfer.progress import human_bytes
-from vl_borg_hooks.victorialogs import flags
+from vl_borg_hooks.victorialogs import limits
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
-from vl_borg_hooks.victorialogs.swap import refuse_planted
+from vl_borg_hooks.victorialogs.swap import kept_data, refuse_planted
 
 
 @hookimpl
@@ -49,9 +49,9 @@ def backup_checks(backup: Backup) -> Iterator[Check]:
 
 @hookimpl
 def restore_checks(restore: Restore) -> Iterator[Check]:
-    """Check host, tools, service manager, room, owner and retention.
+    """Check host, tools, service manager, owner, what is kept, and what VictoriaLogs would delete.
 
-    Sets `restore.found`, `restore.owner` and `restore.expired_rows`.
+    Sets `restore.found` and `restore.owner`.
     """
     host = check("host", lambda: _host(restore))
     yield host
@@ -59,16 +59,17 @@ def restore_checks(restore: Restore) -> Iterator[Check]:
     if not host.ok:
         return
     yield check("service manager", lambda: _service(restore))
-    state = check("VictoriaLogs", lambda: _found_for_restore(restore))
+    state = check("VictoriaLogs", lambda: found_by_service(restore))
     yield state
-    yield check("url", lambda: _url(restore))
+    url = check("url", lambda: _url(restore))
+    yield url
     yield check("working directory", lambda: _working_directory(restore))
-    yield check("room", lambda: _room(restore))
     yield check("owner", lambda: _owner(restore))
-    if state.ok:
+    yield check("replaced data", lambda: _nothing_kept(restore))
+    if state.ok and url.ok:
         if restore.found is ServiceState.RUNNING:
             yield check("health", lambda: _health(restore))
-        yield check("retention", lambda: _retention(restore))
+        yield check("limits", lambda: limits_of(restore, restore.expected))
 
 
 def _host(target: Target) -> str:
@@ -131,24 +132,15 @@ def _found(target: Target) -> str:
     return f"VictoriaLogs is {state.value}"
 
 
-def _found_for_restore(restore: Restore) -> str:
-    """Return the service manager's state: if the data is lost, the lock file is lost too."""
-    restore.found = state = restore.service.state()
+def found_by_service(target: Target) -> str:
+    """Set `target.found` to what the service manager says, for a restore; raises OperatorError.
+
+    If the data is lost, the lock file is lost too.
+    """
+    target.found = state = target.service.state()
     if state is ServiceState.STOPPED:
-        refuse_other_server(restore)
+        refuse_other_server(target)
     return f"VictoriaLogs is {state.value}"
-
-
-def _room(restore: Restore) -> str:
-    needed = restore.manifest.bytes
-    free = restore.host.free_bytes(restore.data_directory)
-    if free < needed:
-        raise OperatorError(
-            f"the copy needs {human_bytes(needed)}, but the filesystem of "
-            f"{restore.instance.data_path} has {human_bytes(free)} free",
-            hint="make room for both: the data there is kept until the restored data is proved",
-        )
-    return f"{human_bytes(free)} free, {human_bytes(needed)} needed"
 
 
 def _owner(restore: Restore) -> str:
@@ -195,40 +187,28 @@ def _configured_owner(restore: Restore) -> Owner | None:
     return owner
 
 
-def _retention(restore: Restore) -> str:
-    """Find out what the running server would delete immediately, as older than its retention.
+def limits_of(target: Target, expected: Expected) -> str:
+    """Return what the running server would delete of `expected`, as too old or too much; warn of it.
 
-    Raises OperatorError if nothing would be left of the copy.
+    Raises OperatorError if nothing would be left, or if a healthy server does not say. A stopped
+    server is asked after the start, and a broken one too: it is a reason to restore.
     """
-    partitions = restore.manifest.partitions
-    oldest = _oldest_kept(restore)
-    expired = [partition for partition in partitions if partition.name < oldest]
-    if not expired:
-        return "nothing in the copy is past -retentionPeriod"
-    rows = _rows(expired)
-    what = f"{len(expired)} of {len(partitions)} partitions ({rows} rows)"
-    if len(expired) == len(partitions):
+    client = answering(target)
+    if client is None:
+        return "what VictoriaLogs keeps is not known before it was started"
+    found = limits.read(client, target.host, target.data_directory)
+    dropped = proof.dropped_by(found, expected)
+    if dropped:
+        target.reporter.warn(dropped)
+    return dropped or "VictoriaLogs keeps all that is in the copy"
+
+
+def _nothing_kept(restore: Restore) -> str:
+    """Raise OperatorError if data of an earlier restore is kept: which is which must stay clear."""
+    for kept in kept_data(restore.host, restore.data_directory):
         raise OperatorError(
-            f"VictoriaLogs would delete all of the copy immediately: {what} are before {oldest}, "
-            "the end of its -retentionPeriod",
-            hint="start VictoriaLogs with a longer -retentionPeriod first",
+            f"data that an earlier restore replaced is still kept in {kept.path}",
+            hint="return to it (vl-borg-hooks restore --rollback) or remove it (vl-borg-hooks "
+            "restore --discard-replaced) first",
         )
-    restore.expired_rows = rows
-    said = f"{what} are past -retentionPeriod: VictoriaLogs will delete them"
-    restore.reporter.warn(said)
-    return said
-
-
-def _oldest_kept(restore: Restore) -> str:
-    """Return the first partition that the running server keeps, empty if it does not say."""
-    if restore.client is None or restore.found is ServiceState.STOPPED:
-        return ""
-    try:
-        return flags.oldest_kept_day(restore.client.flag("retentionPeriod"))
-    except OperatorError:
-        # A broken server is a reason to restore, not a reason to refuse.
-        return ""
-
-
-def _rows(partitions: list[Partition]) -> int:
-    return sum(partition.rows for partition in partitions)
+    return "no data of an earlier restore is kept"

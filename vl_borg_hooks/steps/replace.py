@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.plugin import hookimpl
-from vl_borg_hooks.plugin.context import Restore
+from vl_borg_hooks.plugin.context import Restore, Target
 from vl_borg_hooks.plugin.relay import Hooks
-from vl_borg_hooks.runs.records import Journal
+from vl_borg_hooks.runs.records import Expected, Journal
 from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.staging.verify import differences
 from vl_borg_hooks.staging.walk import walk
-from vl_borg_hooks.stop_window import guard, window
+from vl_borg_hooks.stop_window import guard, proof, window
 from vl_borg_hooks.stop_window.found import describe_state
-from vl_borg_hooks.stop_window.recovery import recover
+from vl_borg_hooks.stop_window.recovery import recover, settle, swap_of
 from vl_borg_hooks.system import signals
 from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import PassResult, rsync
 from vl_borg_hooks.victorialogs import lock
 from vl_borg_hooks.victorialogs.layout import NOT_COPIED
-from vl_borg_hooks.victorialogs.swap import Swap, present, refuse_planted
+from vl_borg_hooks.victorialogs.swap import INCOMING, Swap, present, refuse_planted
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What is put in the place of the data of `target`, by its name in our working directory.
+
+    `expected` and `prove` say when it is served. `start_if_stopped` leaves a VictoriaLogs that was
+    found stopped running; `discard` removes what was replaced after the proof.
+    """
+
+    target: Target
+    source: str
+    expected: Expected
+    prove: Callable[[], None]
+    start_if_stopped: bool
+    discard: bool
+
+    def journal(self, replaced: list[str] | None, *, running: bool) -> Journal:
+        """Return the journal of this exchange."""
+        return Journal(
+            self.target.command,
+            running,
+            replaced,
+            source=self.source,
+            expected=self.expected,
+            discard=self.discard,
+        )
 
 
 @hookimpl
@@ -31,9 +61,19 @@ def put_in_place(restore: Restore, hooks: Hooks) -> PassResult:
     try:
         placed = _place(restore, swap.incoming)
         _check_placed(restore, swap.incoming)
-        # On the disk before VictoriaLogs stops: the data that it replaces is removed in the end.
+        # On the disk before VictoriaLogs stops: the data that it replaces may be removed in the end.
         restore.host.sync(swap.incoming)
-        _exchange(hooks, restore)
+        exchange(
+            hooks,
+            Exchange(
+                target=restore,
+                source=INCOMING,
+                expected=restore.expected,
+                prove=lambda: hooks.prove_restore(restore),
+                start_if_stopped=restore.start_if_stopped,
+                discard=restore.discard_replaced,
+            ),
+        )
         return placed
     finally:
         if restore.records.journal() is None:
@@ -42,26 +82,8 @@ def put_in_place(restore: Restore, hooks: Hooks) -> PassResult:
 
 @hookimpl
 def prove_restore(restore: Restore) -> None:
-    """Count the rows through the server; raises OperatorError if some are missing.
-
-    There may be more than in the copy: clients write again as soon as it serves.
-    """
-    if not lock.is_held(restore.host, restore.data_directory):
-        raise OperatorError(
-            f"{restore.service.description} runs, but not on {restore.instance.data_path}",
-            hint="check that data_path is what its -storageDataPath says",
-        )
-    if restore.client is None:
-        restore.reporter.warn("healthy; without url: in the config its rows can't be counted")
-        return
-    expected = restore.expected_rows
-    served = restore.client.stored_rows()
-    if served < expected:
-        raise OperatorError(
-            f"VictoriaLogs serves {served} rows of the {expected} in the copy",
-            hint="see its log, and check that its -retentionPeriod is longer than the age of the copy",
-        )
-    restore.reporter.say(f"VictoriaLogs serves {served} rows, {expected} of them expected")
+    """Prove that VictoriaLogs serves the rows of the copy; raises OperatorError if it does not."""
+    proof.prove(restore, restore.expected)
 
 
 def _place(restore: Restore, incoming: str) -> PassResult:
@@ -108,41 +130,51 @@ def _check_placed(restore: Restore, placed: str) -> None:
         )
 
 
-def _exchange(hooks: Hooks, restore: Restore) -> None:
-    """Put the copy in place and prove that VictoriaLogs serves it, or bring back what was there."""
-    found_running = restore.found is ServiceState.RUNNING
+def exchange(hooks: Hooks, wanted: Exchange) -> None:
+    """Put the source in place and prove that VictoriaLogs serves it, or bring back what was there."""
+    target = wanted.target
+    found_running = target.found is ServiceState.RUNNING
     try:
         if found_running:
-            with window.stop_window(hooks, restore, settle=False):
-                _swap(restore)
+            with window.stop_window(hooks, target, settle=False):
+                _swap(wanted)
         else:
-            guard.arm(restore)
-            with lock.hold(restore.host, restore.data_directory):
-                _swap(restore)
-            window.bring_back(hooks, restore)
-        hooks.prove_restore(restore)
+            guard.arm(target)
+            with lock.hold(target.host, target.data_directory):
+                _swap(wanted)
+            window.bring_back(hooks, target)
+        wanted.prove()
     except BaseException as error:
         with signals.held_back():
-            undone = recover(hooks, restore)
+            undone = _undo(hooks, target, error)
         failure = error.error if isinstance(error, signals.Interrupted) else error
         if undone and isinstance(failure, OperatorError):
-            failure.victorialogs = f"{describe_state(restore)}, on the data that was there before"
+            failure.victorialogs = f"{describe_state(target)}, on the data that was there before"
         raise
-    restore.host.sync(restore.data_directory)
+    target.host.sync(target.data_directory)
     # From here on the restored data stays, whatever happens.
-    restore.records.note(Journal(restore.command, found_running or restore.start_if_stopped))
-    if not found_running and not restore.start_if_stopped:
-        window.stop_again(restore)
-        restore.reporter.say(
-            f"stopped, as it was found; to start: {restore.service.start_command()}"
-        )
-    Swap(restore.host, restore.data_directory).clean_up()
-    restore.records.clear_journal()
+    journal = wanted.journal(None, running=found_running or wanted.start_if_stopped)
+    target.records.note(journal)
+    if not found_running and not wanted.start_if_stopped:
+        window.stop_again(target)
+        target.reporter.say(f"stopped, as it was found; to start: {target.service.start_command()}")
+    settle(target, journal)
+    target.records.clear_journal()
 
 
-def _swap(restore: Restore) -> None:
-    """Put the copy in place of what is there; listed only now, because a stop may write files."""
-    replaced = present(restore.host, restore.data_directory)
-    found_running = restore.found is ServiceState.RUNNING
-    restore.records.note(Journal(restore.command, found_running, replaced))
-    Swap(restore.host, restore.data_directory, replaced).do()
+def _undo(hooks: Hooks, target: Target, error: BaseException) -> bool:
+    """Bring back what was there; if that fails too, say why it was necessary."""
+    try:
+        return recover(hooks, target, undo=True)
+    except OperatorError as failure:
+        failure.what = f"{error}; and then {failure.what}"
+        raise
+
+
+def _swap(wanted: Exchange) -> None:
+    """Put the source in place of what is there; listed only now, because a stop may write files."""
+    target = wanted.target
+    replaced = present(target.host, target.data_directory)
+    journal = wanted.journal(replaced, running=target.found is ServiceState.RUNNING)
+    target.records.note(journal)
+    swap_of(target, journal).do()

@@ -1,4 +1,4 @@
-"""Checks that there is room for the staging copy, and for VictoriaLogs beside it."""
+"""Checks that there is room for a staging copy or restored data, and for VictoriaLogs beside it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin import hookimpl
 from vl_borg_hooks.plugin.checks import Check, check
-from vl_borg_hooks.plugin.context import Backup
+from vl_borg_hooks.plugin.context import Backup, Restore, Target
+from vl_borg_hooks.stop_window.found import answering
 from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import changes, flags
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
+from vl_borg_hooks.victorialogs.swap import holds_data
 
 # Left free beside what is copied, for the inventory, the manifest, and logs that come meanwhile.
 RESERVE_BYTES = 64_000_000
-# How near to -retention.maxDiskUsagePercent a server may be if the copy is on its filesystem. The
-# copy keeps what VictoriaLogs drops until the next backup. So dropping its oldest logs near the limit
-# frees nothing, and it would drop more and more.
-MARGIN_PERCENT = 5
+# -storage.minFreeDiskSpaceBytes of a server that can't be asked: its default.
+MIN_FREE_BYTES = 10_000_000
 
 
 @hookimpl
@@ -32,6 +32,12 @@ def backup_checks(backup: Backup) -> Iterator[Check]:
     yield check("room", lambda: _room(backup))
     if _on_one_filesystem(backup) and backup.instance.url:
         yield check("VictoriaLogs' disk limits", lambda: _limits(backup))
+
+
+@hookimpl
+def restore_checks(restore: Restore) -> Iterator[Check]:
+    """Check the room for the restored data beside the data that is there."""
+    yield check("room", lambda: _room_to_restore(restore))
 
 
 def _is_data(backup: Backup) -> bool:
@@ -58,33 +64,51 @@ def _room(backup: Backup) -> str:
 
 
 def _limits(backup: Backup) -> str:
-    """Raise OperatorError if VictoriaLogs would refuse logs, or drop old ones, for lack of room."""
+    """Raise OperatorError if VictoriaLogs would refuse logs for lack of room.
+
+    Its -retention.maxDiskUsagePercent is about the size of its own parts, which no copy changes.
+    """
     free = backup.host.free_bytes(backup.instance.staging_path)
-    least = _flag(backup, "storage.minFreeDiskSpaceBytes")
+    least = _min_free(backup)
     if free < least + RESERVE_BYTES:
         raise OperatorError(
             f"the filesystem of {backup.data_directory} would have {human_bytes(free)} free, "
             f"but VictoriaLogs takes no logs below {human_bytes(least)}",
             hint="make room there, or put the staging copy on another filesystem",
         )
-    limit = _flag(backup, "retention.maxDiskUsagePercent")
-    status = os.statvfs(backup.data_directory)
-    used = 100 - 100 * free / (status.f_blocks * status.f_frsize)
-    if limit and used > limit - MARGIN_PERCENT:
+    return f"{human_bytes(free)} free, VictoriaLogs needs {human_bytes(least)}"
+
+
+def _room_to_restore(restore: Restore) -> str:
+    """Raise OperatorError if there is no room for the copy beside the data, or only until the proof."""
+    needed = restore.manifest.bytes
+    free = restore.host.free_bytes(restore.data_directory)
+    what = f"the copy needs {human_bytes(needed)}"
+    where = f"the filesystem of {restore.instance.data_path} has {human_bytes(free)} free"
+    if free < needed:
         raise OperatorError(
-            f"the filesystem of {backup.data_directory} is {used:.0f} % full, and VictoriaLogs "
-            f"drops its oldest logs at {limit} %: a staging copy on it keeps their space taken",
-            hint="put the staging copy on another filesystem",
+            f"{what}, but {where}",
+            hint="make room for both: the data there is kept until the restored data is proved",
         )
-    return f"{used:.0f} % of the filesystem is used"
+    least = _min_free(restore)
+    is_kept = not restore.discard_replaced and holds_data(restore.host, restore.data_directory)
+    if is_kept and free - needed < least + RESERVE_BYTES:
+        raise OperatorError(
+            f"{what}, and {where}: with the replaced data kept beside it, there would be "
+            f"{human_bytes(free - needed)}, and VictoriaLogs takes no logs below {human_bytes(least)}",
+            hint="make room, or add --discard-replaced to remove the replaced data after the proof",
+        )
+    return f"{human_bytes(free)} free, {human_bytes(needed)} needed"
 
 
-def _flag(backup: Backup, name: str) -> int:
-    """Return the number in the server's flag `name`, 0 if that is not known."""
+def _min_free(target: Target) -> int:
+    """Return below how many free bytes VictoriaLogs takes no logs: its default if it can't be asked."""
     try:
-        return flags.size(backup.client.flag(name)) if backup.client else 0
+        client = answering(target)
+        value = client.flag("storage.minFreeDiskSpaceBytes") if client else ""
     except OperatorError:
-        return 0
+        value = ""
+    return flags.size(value) if value else MIN_FREE_BYTES
 
 
 def missing_bytes(backup: Backup) -> int:

@@ -9,6 +9,7 @@ from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.victorialogs import lock
+from vl_borg_hooks.victorialogs.http import Client
 
 # How long a server that has only just started may take until it holds its lock.
 COMES_UP_SECONDS = 2
@@ -41,6 +42,18 @@ def refuse_other_server(target: Target) -> None:
             f"{target.data_directory} on {target.host.name}",
             hint="name under service: what really runs VictoriaLogs",
         )
+
+
+def answering(target: Target) -> Client | None:
+    """Return whom to ask about VictoriaLogs, None unless a healthy server runs on the data.
+
+    A server whose data was removed under it answers `/health`, and ends if it is asked for metrics.
+    Raises OperatorError.
+    """
+    client = target.client
+    if client is None or not lock.is_held(target.host, target.data_directory):
+        return None
+    return client if client.is_healthy() else None
 
 
 def _comes_up(target: Target) -> bool:

@@ -247,7 +247,7 @@ def bring_back(hooks: Hooks, target: Target) -> None:
             with contextlib.suppress(Exception):
                 target.service.start()
         until = min(deadline, time.monotonic() + RETRY_SECONDS)
-        if _becomes_healthy(hooks, target, until, complaints):
+        if becomes_healthy(hooks, target, until, complaints):
             break
         if time.monotonic() >= deadline:
             raise _start_failed(target, complaints)
@@ -338,10 +338,10 @@ def watch(
 
 
 def _is_healthy_now(hooks: Hooks, target: Target) -> bool:
-    return _becomes_healthy(hooks, target, time.monotonic(), [])
+    return becomes_healthy(hooks, target, time.monotonic(), [])
 
 
-def _becomes_healthy(hooks: Hooks, target: Target, deadline: float, complaints: list[str]) -> bool:
+def becomes_healthy(hooks: Hooks, target: Target, deadline: float, complaints: list[str]) -> bool:
     """Ask until it is healthy or `deadline` has come; return whether it is healthy.
 
     If the asking fails, its error replaces `complaints`. A server that takes long to start is asked

@@ -129,18 +129,21 @@ def _read(tree: Tree, before: Listing | None) -> Listing:
             table = known.get(path)
             if table is None or table.modified != modified or modified >= settled:
                 looked_into.add(name)
-                parts = _parts(tree, path)
+                parts = listed_parts(tree, path)
                 table = table if table and table.parts == parts else Table(parts, modified)
             tables[path] = table
     others = frozenset(_others(tree, looked_into, before))
     return Listing(tables, others, tree.taken)
 
 
-def _parts(tree: Tree, table: str) -> tuple[str, ...]:
+def listed_parts(tree: Tree, table: str) -> tuple[str, ...]:
     """Return the parts of `table` that count, by its own list; raises ValueError for no list."""
     try:
-        names = json.loads(tree.content(f"{table}/{PARTS_FILE}")) or []
+        names = json.loads(tree.content(f"{table}/{PARTS_FILE}"))
     except FileNotFoundError:
+        return ()
+    if names is None:
+        # What Go writes for an empty list that was never filled.
         return ()
     if not isinstance(names, list) or not all(map(is_part_name, names)):
         raise ValueError(f"{PARTS_FILE} is not a list of part names")

@@ -10,11 +10,18 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from http import HTTPStatus
 from http.client import HTTPException
 
 from vl_borg_hooks.errors import OperatorError
 
 REQUEST_SECONDS = 10
+# What is guarded by a key of its own: the beginning of its path, and its option under `auth_keys:`.
+_KEYS = {
+    "/metrics": "metrics",
+    "/internal/force_flush": "force_flush",
+    "/internal/partition/": "partition_manage",
+}
 _METRIC_LINE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -26,11 +33,18 @@ class NotVictoriaLogs(OperatorError):
 class Client:
     """A VictoriaLogs server at `url`, such as `http://127.0.0.1:9428`.
 
-    `credentials` are a name and a password for HTTP basic authentication.
+    `credentials` are a name and a password for HTTP basic authentication; `keys` are the keys by
+    their option under `auth_keys:`.
     """
 
-    def __init__(self, url: str, credentials: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        credentials: tuple[str, str] | None = None,
+        keys: Mapping[str, str] | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
+        self._keys = keys or {}
         self._headers: dict[str, str] = {}
         if credentials:
             token = base64.b64encode(":".join(credentials).encode()).decode("ascii")
@@ -136,20 +150,29 @@ class Client:
     ) -> str:
         """Return the body of `GET path`, or of a POST of the form `post`.
 
-        /internal/ takes no GET from v1.53 on. Raises OperatorError if there is no good answer.
+        /internal/ takes no GET from v1.53 on. A key goes in a form, so that no log has it, and thus
+        by POST. Raises OperatorError if there is no good answer.
         """
+        option = next((key for start, key in _KEYS.items() if path.startswith(start)), "")
+        key = self._keys.get(option)
+        if key:
+            post = {**(post or {}), "authKey": key}
         form = None if post is None else urllib.parse.urlencode(post).encode("ascii")
         try:
             # The config takes http: and https: only.
             request = urllib.request.Request(  # noqa: S310
-                self.url + path, data=form, headers=self._headers
+                self.url + path, form, self._headers
             )
             # No proxy from the environment between us and a server that we manage.
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             with opener.open(request, timeout=seconds) as response:
                 body: bytes = response.read()
         except urllib.error.HTTPError as error:
-            raise OperatorError(f"{self.url}{path} answered with {error}") from None
+            needs_key = error.code == HTTPStatus.UNAUTHORIZED and option
+            raise OperatorError(
+                f"{self.url}{path} answered with {error}",
+                hint=f"see auth_keys: {option}: in the config, or http_auth:" if needs_key else "",
+            ) from None
         except (OSError, HTTPException, ValueError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             raise OperatorError(f"{self.url}{path} did not answer: {reason}") from None

@@ -16,7 +16,7 @@ PARTS_FILE = "parts.json"
 PART_METADATA = "metadata.json"
 # Snapshots that newer versions keep inside each partition: hard links to parts, kept by the server.
 SNAPSHOTS = "snapshots"
-# Which rows are to be deleted; in the data directory itself, if the version can delete.
+# Which rows are still to be deleted; in the data directory itself, if the version can delete.
 DELETE_TASKS = "delete_tasks.json"
 # Ours, in the data directory because it must be on the data's own filesystem. VictoriaLogs ignores
 # unknown entries beside partitions/.
