@@ -156,12 +156,16 @@ def test_a_url_of_another_server_is_found_out_at_once(
         other.install(["-metricsAuthKey=k", "-partitionManageAuthKey=k"] if "key" in who else [])
         url = other.server.url
     ready.run("cp", "-a", str(ready.staging.path), str(ready.root / "extracted"))
-    arguments = ["--from", str(ready.root / "extracted")] if command == "restore" else []
+    arguments = ["--from", str(ready.root / "extracted"), "--yes"] if command == "restore" else []
     ready.write_config(url=url)
     before, began = starts(ready), time.monotonic()
     run = killer.run(ready, command, *arguments)
     assert time.monotonic() - began < QUICK_SECONDS
-    if who == "another with a key":
+    if who == "another with a key" and command == "restore":
+        # A restore has to know what the server keeps.
+        run.failed_in_one_line(f"{url}/metrics answered with HTTP Error 401", "auth_keys")
+        assert starts(ready) == before, "was stopped for nothing"
+    elif who == "another with a key":
         # It can only be told when ours is stopped.
         run.failed_in_one_line(
             f"{url} is another server's: it answers while VictoriaLogs is stopped",
@@ -260,7 +264,7 @@ def test_a_status_command_that_looks_at_the_lock_may_take_us_for_victorialogs(
             service={"command": {**service, "status": [str(status)]}}, stop_timeout=30
         )
         began = time.monotonic()
-        run = killer.run(site, "restore", "--from", str(site.root / "extracted"))
+        run = killer.run(site, "restore", "--from", str(site.root / "extracted"), "--yes")
         assert run.status == 0, run.stderr
         assert time.monotonic() - began < QUICK_SECONDS
         assert messages(site.server.rows()) == messages(OLD)
