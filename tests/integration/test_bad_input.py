@@ -543,6 +543,18 @@ def damaged(site: LockingSite, copy: StagingCopy) -> None:
     os.truncate(path, 3)
 
 
+def inverted(site: LockingSite, copy: StagingCopy) -> None:
+    """Change every byte of a file, and neither its size nor its modification time."""
+    path = next(copy.data.rglob("values.bin0"))
+    times = path.stat()
+    path.write_bytes(bytes(byte ^ 0xFF for byte in path.read_bytes()))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def setuid(site: LockingSite, copy: StagingCopy) -> None:
+    next(copy.data.rglob("values.bin0")).chmod(0o4755)
+
+
 def with_a_link(site: LockingSite, copy: StagingCopy) -> None:
     (copy.data / "partitions/20261121/datadb/link").symlink_to("/etc")
 
@@ -553,6 +565,11 @@ RESTORES: dict[str, tuple[Callable[[LockingSite, StagingCopy], object], str]] = 
     "another instance's": (of_another, "holds copies of other, none of default"),
     "two of one instance": (two_of_one, "holds two copies of default"),
     "damaged": (damaged, "index.bin: has 3 bytes, should have 544"),
+    "with every byte of a file inverted": (
+        inverted,
+        "values.bin0: has another content than when it was backed up",
+    ),
+    "with a setuid file": (setuid, "values.bin0: is setuid, setgid or sticky: mode 4755"),
     "with a link": (with_a_link, "datadb/link: is not a file or directory"),
     "unpublished": (lambda site, copy: copy.unpublish(), "holds no staging copy"),
 }
