@@ -70,8 +70,8 @@ def restore_extracted(
 ) -> None:
     """Restore what borgmatic has just extracted, of the instances that say `on_extract: true`.
 
-    That is the operator's word, given before; what is replaced is kept. Something that was extracted
-    without a copy of them is no error.
+    That is the operator's word, given before; what is replaced is kept. It is not an error
+    if what was extracted has no copy of them.
     """
     wanted = [instance for instance in instances if instance.restore.on_extract]
     if not wanted:

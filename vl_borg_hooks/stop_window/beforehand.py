@@ -14,8 +14,8 @@ from vl_borg_hooks.victorialogs import lock, startable
 from vl_borg_hooks.victorialogs.http import NotVictoriaLogs
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
 
-# A server changes its data while we look: what is still there after so many looks is no moment of a
-# change. It takes longer only if something is found.
+# A server changes its data while we look. Only what is still there after so many looks is not a
+# moment of a change. It takes longer only if something is found.
 LOOKS = 3
 LOOK_SECONDS = 1
 # How many names are in a message.

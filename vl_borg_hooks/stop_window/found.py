@@ -45,7 +45,7 @@ def refuse_other_server(target: Target) -> None:
 
 
 def answering(target: Target) -> Client | None:
-    """Return whom to ask about VictoriaLogs, None unless a healthy server runs on the data.
+    """Return the client that can be asked, None unless a healthy server runs on the data.
 
     A server whose data was removed under it answers `/health`, and ends if it is asked for metrics.
     Raises OperatorError.

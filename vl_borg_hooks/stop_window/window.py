@@ -156,7 +156,7 @@ def _watch(target: Target, server: int | None) -> Callable[[], str] | None:
 
 
 def _ask_how_it_ended(target: Target) -> Callable[[], str] | None:
-    """Begin to ask the service manager how VictoriaLogs ended; what can't be asked is no error."""
+    """Begin to ask the service manager how VictoriaLogs ended; it is not an error if it can't be."""
     with contextlib.suppress(OperatorError):
         return target.service.ask_how_it_ended()
     return None

@@ -1,6 +1,6 @@
 """Who holds flock(2) on a file, by the kernel's own list.
 
-To ask by taking the lock is no way: a VictoriaLogs that starts in that moment finds it taken, and
+The lock is not taken to find out: a VictoriaLogs that starts in that moment finds it taken, and
 panics. A shared lock is in its way too, and fcntl(2) does not see locks of flock(2).
 
 /proc/locks names a file by the device of its filesystem and its inode. On btrfs and overlayfs,

@@ -150,8 +150,8 @@ class Client:
     ) -> str:
         """Return the body of `GET path`, or of a POST of the form `post`.
 
-        /internal/ takes no GET from v1.53 on. A key goes in a form, so that no log has it, and thus
-        by POST. Raises OperatorError if there is no good answer.
+        /internal/ takes no GET from v1.53 on. A key goes in the form of a POST, so that no log has
+        it. Raises OperatorError if there is no good answer.
         """
         option = next((key for start, key in _KEYS.items() if path.startswith(start)), "")
         if key := self._keys.get(option):

@@ -1,6 +1,6 @@
 """What in a data directory keeps VictoriaLogs from starting.
 
-A running server does not mind any of it, so whoever stops it finds out. Source: storage.go,
+A running server does not mind any of it, so only a restart finds out. Source: storage.go,
 partition.go and datadb.go of VictoriaLogs, and lib/mergeset/table.go of VictoriaMetrics, v1.51.1; all
 was tried on it. Only names are looked at: a file that is missing in a part is found by the checks of
 the copy.
