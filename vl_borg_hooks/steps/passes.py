@@ -26,6 +26,8 @@ from vl_borg_hooks.victorialogs.swap import Swap, refuse_planted
 # more than this, and less than half of the one before: then less is left for the final pass.
 ENOUGH_BYTES = 16_000_000
 MOST_WARM_PASSES = 5
+# How many damaged files are named; after a disk died there are thousands.
+MOST_NAMED = 20
 # More bytes than VictoriaLogs writes by itself in the moment between two passes.
 MUCH_COPIED_BYTES = 16_000_000
 
@@ -161,12 +163,15 @@ class Passes:
         backup.reporter.say(
             f"the last copy {found}: looked at in {seconds:.2f} s, {human_bytes(look.read)} read again"
         )
+        damaged = [path for path in look.damaged if is_part(os.path.dirname(path))]
+        for path in damaged[:MOST_NAMED]:
+            backup.reporter.warn(
+                f"{backup.staging.data / path}: is damaged: it is copied again from "
+                f"{backup.instance.data_path}"
+            )
+        if len(damaged) > MOST_NAMED:
+            backup.reporter.warn(f"{len(damaged) - MOST_NAMED} more files are damaged")
         for path in look.damaged:
-            if is_part(os.path.dirname(path)):
-                backup.reporter.warn(
-                    f"{backup.staging.data / path}: is damaged: it is copied again from "
-                    f"{backup.instance.data_path}"
-                )
             LocalHost().remove_tree(str(backup.staging.data / path))
 
     def _gone(self) -> Callable[[str], bool]:

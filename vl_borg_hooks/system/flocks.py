@@ -1,7 +1,7 @@
 """Who holds flock(2) on a file, by the kernel's own list.
 
-The lock is not taken to find out: a VictoriaLogs that starts in that moment finds it taken, and
-panics. A shared lock is in its way too, and fcntl(2) does not see locks of flock(2).
+The lock is not taken to find out: a VictoriaLogs that starts in that moment would find it taken,
+and panic. A shared lock is in its way too, and fcntl(2) does not see locks of flock(2).
 
 /proc/locks names a file by the device of its filesystem and its inode. On btrfs and overlayfs,
 stat(2) gives another device, so it is taken from the list of mounts. The list shows only locks of
