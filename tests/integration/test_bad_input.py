@@ -555,6 +555,12 @@ def setuid(site: LockingSite, copy: StagingCopy) -> None:
     next(copy.data.rglob("values.bin0")).chmod(0o4755)
 
 
+def planted(site: LockingSite, copy: StagingCopy) -> None:
+    """Who may write to the data would have us write elsewhere, as root."""
+    (site.root / "elsewhere").mkdir()
+    (site.data / ".vl-borg-hooks").symlink_to(site.root / "elsewhere")
+
+
 def with_a_link(site: LockingSite, copy: StagingCopy) -> None:
     (copy.data / "partitions/20261121/datadb/link").symlink_to("/etc")
 
@@ -570,6 +576,7 @@ RESTORES: dict[str, tuple[Callable[[LockingSite, StagingCopy], object], str]] = 
         "values.bin0: has another content than when it was backed up",
     ),
     "with a setuid file": (setuid, "values.bin0: is setuid, setgid or sticky: mode 4755"),
+    "a link in place of our directory": (planted, ".vl-borg-hooks on this machine is a link"),
     "with a link": (with_a_link, "datadb/link: is not a file or directory"),
     "unpublished": (lambda site, copy: copy.unpublish(), "holds no staging copy"),
 }
