@@ -143,6 +143,23 @@ def test_detached_days_are_detached_again_after_a_kill_too(ready: Site, killer: 
     assert messages(ready.server.rows()) == served
 
 
+def test_days_that_are_still_detached_after_a_stop_that_failed_are_no_news(
+    ready: Site, killer: Killer
+) -> None:
+    ready.write_config(detached_days="detach")
+    ready.server.detach("20260102")
+    directory = ready.root / "bin"
+    directory.mkdir()
+    real = shutil.which("systemctl", path=ready.environment["PATH"])
+    (directory / "systemctl").write_text(
+        f'#!/bin/sh\n[ "$1" != stop ] || {{ echo "Access denied" >&2; exit 4; }}\nexec {real} "$@"\n'
+    )
+    (directory / "systemctl").chmod(0o755)
+    run = killer.run(ready, "before-create", path=str(directory))
+    run.failed_in_one_line("Access denied", "VictoriaLogs is running")
+    assert "could not be detached" not in run.stderr
+
+
 @pytest.mark.parametrize("command", ["before-create", "restore"])
 @pytest.mark.parametrize("who", ["nobody", "another instance", "another with a key"])
 def test_a_url_of_another_server_is_found_out_at_once(
@@ -243,6 +260,24 @@ def test_a_server_that_is_stopping_is_not_told_to_stop_again(site: Site, killer:
         assert calls.read_text().split().count("stop") == 1
         settle(site, time.monotonic())
         assert messages(site.server.rows()) == messages([*OLD, *NEW])
+
+
+def test_after_a_stop_command_that_failed_the_next_run_asks_again(
+    site: Site, killer: Killer
+) -> None:
+    with scripted(site, stop_timeout=60) as calls:
+        noting = str(site.root / "noting.py")
+        verbs = {v: [sys.executable, noting, v] for v in ("stop", "start", "status")}
+        wrong = {**verbs, "stop": ["false"]}
+        site.write_config(service={"command": wrong}, stop_timeout=60)
+        assert killer.run(site, "before-create").status == 1
+        site.write_config(service={"command": verbs}, stop_timeout=60)
+        began = time.monotonic()
+        second = killer.run(site, "before-create")
+        assert second.status == 0, second.stderr
+        assert time.monotonic() - began < QUICK_SECONDS
+        assert calls.read_text().split().count("stop") == 1
+        settle(site, time.monotonic())
 
 
 def test_a_status_command_that_looks_at_the_lock_may_take_us_for_victorialogs(

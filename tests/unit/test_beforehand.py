@@ -10,13 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts.fakes import Clock, FakeClient, FakeHooks, FakeHost, FakeService, with_client
-from tests.support import make_backup, make_data, make_partition
+from tests.parts.fakes import (
+    Clock,
+    FakeClient,
+    FakeHooks,
+    FakeHost,
+    FakeService,
+    no_guard,
+    with_client,
+)
+from tests.support import make_backup, make_data, make_partition, said
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Backup
 from vl_borg_hooks.stop_window.beforehand import require_startable, require_url
-from vl_borg_hooks.stop_window.window import bring_back
-from vl_borg_hooks.system import flocks
+from vl_borg_hooks.stop_window.window import bring_back, stop_window
 from vl_borg_hooks.victorialogs.http import NotVictoriaLogs
 
 DAYS = {"20261121", "20261122"}
@@ -127,18 +134,27 @@ def test_only_versions_that_are_known_to_skip_hidden_names_may_find_one(
         require_startable(place.backup)
 
 
-@pytest.mark.skipif(
-    os.readlink("/proc/self/ns/pid") != flocks.INITIAL_PID_NAMESPACE,
-    reason="in a container it can't be proved",
-)
 @pytest.mark.parametrize("relative", [True, False])
-def test_a_server_that_holds_the_lock_and_names_the_data_is_its_own(
+def test_a_server_that_holds_the_lock_and_names_the_data_is_not_refused(
     place: Place, *, relative: bool
 ) -> None:
     path = os.path.relpath(place.data) if relative else str(place.data)
     place.client.flags = {"storageDataPath": path}
     require_url(place.backup)
-    assert place.backup.url_is_its_own
+
+
+def test_a_server_with_the_same_path_in_a_container_is_found_out_in_the_window(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_url(place.backup)
+    place.backup.records.create()
+    no_guard(monkeypatch, [])
+    place.client.serves = True
+    with (
+        pytest.raises(OperatorError, match="it answers while VictoriaLogs is stopped"),
+        stop_window(FakeHooks(), place.backup),
+    ):
+        pytest.fail("the block was entered")
 
 
 def test_a_server_on_other_data_is_another(place: Place, tmp_path: Path) -> None:
@@ -163,14 +179,12 @@ def test_a_path_of_another_world_proves_nothing(place: Place, tmp_path: Path) ->
     place.backup.host = Outside()
     place.client.flags = {"storageDataPath": str(other)}
     require_url(place.backup)
-    assert not place.backup.url_is_its_own
 
 
 @pytest.mark.parametrize("flags", [{}, {"storageDataPath": "/no/such/path"}])
 def test_what_is_not_known_is_no_reason_to_refuse(place: Place, flags: dict[str, str]) -> None:
     place.client.flags = flags
     require_url(place.backup)
-    assert not place.backup.url_is_its_own
 
 
 def test_metrics_that_need_a_key_are_no_reason_to_refuse(
@@ -181,7 +195,6 @@ def test_metrics_that_need_a_key_are_no_reason_to_refuse(
 
     monkeypatch.setattr(place.client, "stored_rows", refuse)
     require_url(place.backup)
-    assert not place.backup.url_is_its_own
 
 
 def test_who_is_not_victorialogs_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +220,24 @@ def test_a_server_whose_data_is_lost_is_not_asked(place: Place) -> None:
 
 
 def test_days_are_detached_again_once_it_serves(place: Place) -> None:
+    place.client.days = DAYS
     place.backup.detached = ["20261122"]
     bring_back(FakeHooks(), place.backup)
     assert place.client.detached == ["20261122"]
+
+
+def test_a_day_that_is_still_detached_is_left_alone(place: Place) -> None:
+    """VictoriaLogs was never stopped, or has not attached it: to detach it again is an error."""
+    place.client.days = {"20261121"}
+    place.backup.detached = ["20261122"]
+    with said() as lines:
+        bring_back(FakeHooks(), place.backup)
+    assert place.client.detached == []
+    assert lines == []
+
+
+def test_days_that_may_be_served_again_are_told(place: Place) -> None:
+    place.backup.detached = ["20261121", "20261122"]
+    with said() as lines:
+        bring_back(FakeHooks(), place.backup)
+    assert any("20261121, 20261122: may be served again" in line for line in lines)

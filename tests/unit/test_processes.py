@@ -61,6 +61,23 @@ def test_how_a_process_has_ended_is_known_later(argv: list[str], expected: int) 
         process.stdin.close()
         process.wait()
     assert ended() == expected
+    assert ended() == expected
+
+
+@pytest.mark.skipif(not TELLS, reason="Linux before 6.15 does not tell it")
+@pytest.mark.timeout(30)
+def test_how_a_process_has_ended_is_not_known_before_its_parent_has_asked() -> None:
+    with processes.beside(["sh", "-c", "read go; exit 7"], talks=True) as process:
+        ended = processes.watch(process.pid)
+        assert ended
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.close()
+        zombie = psutil.Process(process.pid)
+        wait_until(lambda: zombie.status() == psutil.STATUS_ZOMBIE, 10, "its end")
+        assert ended() is None
+        process.wait()
+        assert ended() == 7
 
 
 @pytest.mark.skipif(not TELLS, reason="Linux before 6.15 does not tell it")

@@ -236,6 +236,35 @@ def test_what_a_killed_borgmatic_has_left_running_keeps_the_lease(state: RunReco
     assert state.lease_holder() is None
 
 
+# What a start command leaves running, if it does not call setsid itself.
+STARTER = """\
+import sys, time
+from vl_borg_hooks.system.local import LocalHost
+started = LocalHost().run_starter(["sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"])
+print(started.stdout, end="", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.timeout(60)
+def test_a_victorialogs_that_a_killed_borgmatic_has_started_keeps_no_lease(
+    state: RunRecords,
+) -> None:
+    argv = [sys.executable, "-c", STARTER]
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as borgmatic:
+        assert borgmatic.stdout
+        server = psutil.Process(int(borgmatic.stdout.readline()))
+        state.take_lease(Holder.of(borgmatic.pid, "borgmatic"))
+        borgmatic.kill()
+    try:
+        assert server.status() != psutil.STATUS_ZOMBIE
+        assert state.lease_holder() is None
+    finally:
+        server.kill()
+
+
 @pytest.mark.timeout(60)
 def test_what_began_before_the_borgmatic_that_was_killed_keeps_no_lease(state: RunRecords) -> None:
     # The script that starts one borgmatic after the other, and goes on with other things.

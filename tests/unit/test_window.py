@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -217,6 +217,41 @@ def test_a_server_that_was_asked_to_stop_before_is_only_waited_for(world: World)
     assert world.service.running
 
 
+def test_a_server_that_does_not_stop_as_it_was_asked_is_asked_again(world: World) -> None:
+    """Such as by a stop command that failed: nobody else will make that stop."""
+    world.backup.records.note_asked_to_stop(os.getpid(), 3)
+    before = world.clock.now
+    with said() as lines, world.window():
+        waited = world.clock.now - before
+    # It is waited for only as long as it may take, and that is no downtime.
+    assert 2 < waited < 3.1
+    assert world.backup.downtime is not None
+    assert world.backup.downtime < 1
+    assert any("it is asked to stop again" in line for line in lines)
+    assert world.service.asked == ["stop", "start"]
+
+
+def test_a_wait_for_an_earlier_stop_has_an_end_though_the_clock_was_set_back(world: World) -> None:
+    world.backup.records.note_asked_to_stop(os.getpid(), 1e6)
+    before = world.clock.now
+    with world.window():
+        pass
+    assert world.clock.now - before < 6
+    assert world.service.asked == ["stop", "start"]
+
+
+@pytest.mark.parametrize("url", [True, False])
+def test_after_a_stop_command_that_failed_the_next_run_asks_immediately_if_it_serves(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, url: bool
+) -> None:
+    """Without a url nothing shows that the command has not sent its SIGTERM before it failed."""
+    with_client(monkeypatch, FakeClient({}) if url else None)
+    world.service.stop_fails = "no such container"
+    with pytest.raises(OperatorError, match="no such container"), world.window():
+        pytest.fail("the block was entered")
+    assert (world.backup.records.asked_to_stop(os.getpid()) == 0) is url
+
+
 @pytest.mark.parametrize("why", ["another server", "long ago", "systemd"])
 def test_a_server_that_is_not_stopping_is_asked_to(
     world: World, monkeypatch: pytest.MonkeyPatch, why: str
@@ -248,17 +283,6 @@ def test_a_url_that_answers_while_it_is_stopped_is_anothers(
     assert service.is_healthy(world.backup)
     client.serves = False
     assert service.is_healthy(world.backup)
-
-
-def test_a_url_that_is_its_own_is_not_asked_in_the_window(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = FakeClient({})
-    client.serves = True
-    with_client(monkeypatch, client)
-    world.backup.url_is_its_own = True
-    with world.window():
-        pass
 
 
 @pytest.mark.parametrize("holds", [True, False])
@@ -301,6 +325,33 @@ def test_how_it_ended_is_told_and_kept_if_that_was_not_clean(world: World) -> No
     assert any("did not stop cleanly (exit status 137): rows" in line for line in lines)
     assert world.backup.stop.unclean == "exit status 137"
     assert world.service.running
+
+
+def test_the_service_manager_is_asked_before_the_start_if_the_kernel_does_not_tell(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux 6.13 and 6.14 never do; no kernel does if the parent does not ask how its child ended."""
+    monkeypatch.setattr(LocalHost, "watch", lambda *_: lambda: None)
+
+    def ask() -> Callable[[], str]:
+        assert not world.service.running
+        world.hooks.calls.append(("asked", "default"))
+        return lambda: "exit status 7"
+
+    monkeypatch.setattr(world.service, "ask_how_it_ended", ask)
+    with world.window():
+        world.hooks.calls.append(("block", "default"))
+    order = ["block", "asked", "start_service"]
+    assert [name for name in world.hooks.names if name in order] == order
+    assert world.backup.stop.unclean == "exit status 7"
+
+
+def test_the_kernel_may_tell_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [None, 9]
+    monkeypatch.setattr(LocalHost, "watch", lambda *_: lambda: answers.pop(0))
+    with world.window():
+        pass
+    assert world.backup.stop.unclean == "exit status 9"
 
 
 def test_how_it_ended_need_not_be_known(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,8 @@ class Stop:
     asked_at: float | None = None
     # Whether it was asked for, and the lock has not shown yet that VictoriaLogs has stopped.
     is_open: bool = False
+    # Whether the stop command failed: a stop may come of it or not.
+    has_failed: bool = False
     # Whether VictoriaLogs did not stop in time: it may stop at any moment.
     is_late: bool = False
     # What was not clean about it, as the service manager says: rows may have been lost.
@@ -87,8 +89,6 @@ class Target:
         self.stop = Stop()
         # Days that were detached before the stop, and that a start attaches. Set by the checks.
         self.detached: list[str] = []
-        # Whether it is proved that `url` is this VictoriaLogs. Set by the checks.
-        self.url_is_its_own = False
         # Seconds from the stop command to healthy again; None until that was measured.
         self.downtime: float | None = None
         self._additions = additions

@@ -258,16 +258,19 @@ class RunRecords:
         content = json.dumps({"server": server, "until": time.time() + seconds})
         files.write_atomically(self._asked_to_stop, content.encode())
 
-    def asked_to_stop(self) -> int | None:
-        """Return the process that a run has asked to stop and that may still do so, or None."""
+    def asked_to_stop(self, server: int) -> float:
+        """Return for how many seconds process `server` may still stop because a run asked it to.
+
+        0 if no run did, or if it has had its time.
+        """
         try:
             noted = json.loads(self._asked_to_stop.read_bytes())
-            return int(noted["server"]) if time.time() < noted["until"] else None
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            return None
+            return max(float(noted["until"]) - time.time(), 0) if noted["server"] == server else 0
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
+            return 0
 
     def forget_asked_to_stop(self) -> None:
-        """Forget it: that process has stopped. In the stop window, so nothing is waited for."""
+        """Forget it: that process has stopped, or will not. In the stop window, so no fsync."""
         with contextlib.suppress(OSError):
             self._asked_to_stop.unlink()
 

@@ -49,7 +49,8 @@ class ServiceManager(ABC):
         """Ask VictoriaLogs to start; no error if it runs already.
 
         A command that leaves it running itself belongs in `host.run_starter`: systemd ends all that is
-        left running in the service of borgmatic.
+        left running in the service of borgmatic, and what is in the process group of a borgmatic that
+        was killed is taken for its borg.
         """
 
     def check(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Target
@@ -20,7 +19,6 @@ LOOKS = 3
 LOOK_SECONDS = 1
 # How many names are in a message.
 NAMED = 3
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,8 @@ def require_startable(target: Target) -> None:
 def require_url(target: Target) -> None:
     """Raise OperatorError if `url` does not answer as healthy, or is another server's.
 
-    Sets `target.url_is_its_own` if it is proved that it is not. What is not known is found out in the
-    stop window.
+    A server with the same path in a container looks like ours: whether `url` answers while ours is
+    stopped is seen in the stop window.
     """
     client = target.client
     holder = lock.holder(target.host, target.data_directory)
@@ -93,8 +91,6 @@ def require_url(target: Target) -> None:
             f"{target.instance.data_path}: its -storageDataPath is {path}",
             hint=hint,
         )
-    here = target.host.local_path(target.data_directory) is not None
-    target.url_is_its_own = here and urlsplit(client.url).hostname in LOOPBACK
 
 
 def _has_our_root(target: Target, process: int) -> bool:

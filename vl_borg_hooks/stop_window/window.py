@@ -55,19 +55,17 @@ def stop_window(hooks: Hooks, target: Target, *, settle: bool = True) -> Iterato
         # Before the journal is written, because a server that hangs may answer late.
         _flush(target)
         server = lock.holder(target.host, target.data_directory)
-        was_asked = _was_asked(target, server)
         target.records.note(Journal(target.command, found_running=True, detached=target.detached))
         failed: BaseException | None = None
-        ended = _watch(target, server)
+        end = _End(target, server)
         try:
             target.stop.asked_at = time.monotonic()
             target.stop.is_open = True
-            if not was_asked:
-                hooks.stop_service(target)
+            if not _stops_as_asked(target, server):
+                _ask_to_stop(hooks, target)
             if server is None:
                 _wait_for_service(target)
-            with locked(target):
-                ended = ended or _ask_how_it_ended(target)
+            with locked(target), end.looked_at():
                 _refuse_url_of_another(target)
                 yield
         except BaseException as error:
@@ -78,7 +76,7 @@ def stop_window(hooks: Hooks, target: Target, *, settle: bool = True) -> Iterato
                 try:
                     _bring_back_after(hooks, target, failed)
                 finally:
-                    _tell_how_it_ended(target, ended)
+                    _tell_how_it_ended(target, end)
                 if settle:
                     clear_journal(target)
 
@@ -107,20 +105,45 @@ def _announced(hooks: Hooks, target: Target) -> Iterator[None]:
     hooks.after_start(target)
 
 
-def _was_asked(target: Target, server: int | None) -> bool:
-    """Say whether an earlier run has asked `server` to stop; if not, note that we do.
+def _stops_as_asked(target: Target, server: int | None) -> bool:
+    """Wait for `server` to stop if an earlier run asked it to; return whether it did.
 
-    A second SIGTERM would kill it, with all that it has not written yet. systemd sends no second
-    one.
+    If not, note that we ask it. A second SIGTERM would kill it, with all that it has not written yet.
+    So it is asked again only when the first has had the time that a stop may take. systemd sends no
+    second one.
     """
     if target.service.starts_after_stop or not server:
         return False
-    if target.records.asked_to_stop() == server:
+    longest = target.instance.stop_timeout + WATCH_SECONDS
+    # The clock may have been set back meanwhile.
+    seconds = min(target.records.asked_to_stop(server), longest)
+    if seconds > 0:
         target.reporter.warn("VictoriaLogs was asked to stop before: waiting for that stop")
-        return True
-    seconds = target.instance.stop_timeout + WATCH_SECONDS
-    target.records.note_asked_to_stop(server, seconds)
+        if _stops_within(target, server, seconds):
+            return True
+        target.reporter.warn("VictoriaLogs has not stopped: it is asked to stop again")
+    target.records.note_asked_to_stop(server, longest)
     return False
+
+
+def _stops_within(target: Target, server: int, seconds: float) -> bool:
+    """Wait up to `seconds` for `server` to stop; return whether nothing runs then."""
+    deadline = time.monotonic() + seconds
+    while (holder := lock.holder(target.host, target.data_directory)) == server:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return holder is None
+
+
+def _ask_to_stop(hooks: Hooks, target: Target) -> None:
+    """Ask VictoriaLogs to stop, and remember it if that fails."""
+    target.stop.asked_at = time.monotonic()
+    try:
+        hooks.stop_service(target)
+    except Exception:
+        target.stop.has_failed = True
+        raise
 
 
 def _wait_for_service(target: Target) -> None:
@@ -136,37 +159,55 @@ def _wait_for_service(target: Target) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _watch(target: Target, server: int | None) -> Callable[[], str] | None:
-    """Return what tells what was not clean about the end of `server`; None if the kernel can't.
+class _End:
+    """How `server` ends: the lock shows only that it has ended.
 
-    The lock shows only that it has ended. An open request, such as a live tail, can make it give up
-    what it has in memory.
+    An open request, such as a live tail, can make it give up what it has in memory.
     """
-    ended = target.host.watch(server) if server else None
-    if ended is None:
-        return None
 
-    def answer() -> str:
-        status = ended()
+    def __init__(self, target: Target, server: int | None) -> None:
+        self._service = target.service
+        # The kernel's answer costs nothing. It has none before the parent has taken note of the end.
+        self._status = target.host.watch(server) if server else None
+        self._answer: Callable[[], str] | None = None
+
+    @contextlib.contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """Begin to ask the service manager in this block, in which the server has stopped.
+
+        It is asked beside the block if the kernel can't tell; after it, and so before the start, if
+        the kernel could have told and has not.
+        """
+        if self._status is None:
+            self._ask()
+        try:
+            yield
+        finally:
+            if self._status and self._status() is None:
+                self._ask()
+
+    def _ask(self) -> None:
+        with contextlib.suppress(OperatorError):
+            self._answer = self._service.ask_how_it_ended()
+
+    def unclean(self) -> str:
+        """Return what was not clean about it, empty if nothing was or if it is not known.
+
+        Waits for the answer. Raises OperatorError.
+        """
+        said = self._answer() if self._answer else ""
+        status = self._status() if self._status else None
+        if status is None:
+            return said
         if not status:
             return ""
         return f"exit status {status}" if status > 0 else f"killed by signal {-status}"
 
-    return answer
 
-
-def _ask_how_it_ended(target: Target) -> Callable[[], str] | None:
-    """Begin to ask the service manager how VictoriaLogs ended; it is not an error if it can't be."""
-    with contextlib.suppress(OperatorError):
-        return target.service.ask_how_it_ended()
-    return None
-
-
-def _tell_how_it_ended(target: Target, answer: Callable[[], str] | None) -> None:
+def _tell_how_it_ended(target: Target, end: _End) -> None:
     """Wait for the answer, now that VictoriaLogs runs again, and warn if it did not end cleanly."""
-    if answer:
-        with contextlib.suppress(OperatorError):
-            target.stop.unclean = printable(answer())
+    with contextlib.suppress(OperatorError):
+        target.stop.unclean = printable(end.unclean())
     if target.stop.unclean:
         target.reporter.warn(
             f"VictoriaLogs did not stop cleanly ({target.stop.unclean}): rows that it had taken in "
@@ -176,9 +217,7 @@ def _tell_how_it_ended(target: Target, answer: Callable[[], str] | None) -> None
 
 def _refuse_url_of_another(target: Target) -> None:
     """Raise OperatorError if `url` answers, although VictoriaLogs is stopped."""
-    if target.client is None or target.url_is_its_own:
-        return
-    if target.client.is_healthy(ANSWER_SECONDS):
+    if target.client and target.client.is_healthy(ANSWER_SECONDS):
         target.stop.url_is_anothers = True
         raise OperatorError(
             f"{target.client.url} is another server's: it answers while VictoriaLogs is stopped",
@@ -200,10 +239,21 @@ def _bring_back_after(hooks: Hooks, target: Target, failed: BaseException | None
         if target.stop.is_open:
             # A stop command that failed or was interrupted may still take effect.
             watch(hooks, target, WATCH_SECONDS)
+            _forget_failed_stop(hooks, target)
     except OperatorError as failure:
         if failed:
             failure.what = f"{failed}; and then {failure.what}"
         raise
+
+
+def _forget_failed_stop(hooks: Hooks, target: Target) -> None:
+    """Have the next run ask for a stop, if the command for it failed and VictoriaLogs still serves.
+
+    Without a `url` nothing shows that it serves: the command may have sent its SIGTERM before it
+    failed, so the next run waits first.
+    """
+    if target.stop.has_failed and target.client and _is_healthy_now(hooks, target):
+        target.records.forget_asked_to_stop()
 
 
 def clear_journal(target: Target) -> None:
@@ -257,11 +307,20 @@ def bring_back(hooks: Hooks, target: Target) -> None:
 
 
 def _detach_again(target: Target) -> None:
-    """Detach the days that were detached before the stop: the start has attached them."""
+    """Detach the days that were detached before the stop, if a start has attached them."""
+    if not target.detached or target.client is None:
+        return
+    try:
+        attached = target.client.attached_days()
+    except OperatorError as error:
+        days = ", ".join(target.detached)
+        target.reporter.warn(f"{days}: may be served again, and could not be detached: {error}")
+        return
     for day in target.detached:
+        if day not in attached:
+            continue
         try:
-            if target.client:
-                target.client.detach(day)
+            target.client.detach(day)
         except OperatorError as error:
             target.reporter.warn(f"{day} is served again, and could not be detached: {error}")
 
@@ -275,7 +334,7 @@ def stop_again(target: Target) -> None:
         runs = lock.is_held(target.host, target.data_directory)
     if runs:
         server = lock.holder(target.host, target.data_directory)
-        if not _was_asked(target, server):
+        if not _stops_as_asked(target, server):
             target.service.stop()
         with locked(target):
             pass

@@ -50,6 +50,7 @@ def run(
     on_output: Callable[[str], None] | None = None,
     stdin: IO[bytes] | None = None,
     dies_with_us: bool = False,
+    outlives_us: bool = False,
     idle: bool = False,
 ) -> Completed:
     """Run `argv`, wait for it, and return what it left.
@@ -57,8 +58,9 @@ def run(
     `ok` are the exit statuses that are not failures; `timeout` is in seconds, after which the command
     is ended and, if it can't be, left behind. `on_output` receives stdout in pieces as it comes;
     `stdin` is a file that the command reads, from where it is now, none without it.
-    `dies_with_us` makes the kernel end the command if we are killed; `idle` gives it the processor
-    and the disk only when nothing else needs them.
+    `dies_with_us` makes the kernel end the command if we are killed; `outlives_us` gives it, and what
+    it leaves running, a session of its own, which no signal to our process group reaches; `idle`
+    gives it the processor and the disk only when nothing else needs them.
 
     Raises CommandFailed if the command is missing or fails, TookTooLong if it takes too long.
     """
@@ -68,7 +70,9 @@ def run(
         tempfile.TemporaryFile() as stderr,
         _pipe_to(on_output) if on_output else contextlib.nullcontext(stdout) as output,
     ):
-        process = _start(argv, stdin, output, stderr, dies_with_us=dies_with_us)
+        process = _start(
+            argv, stdin, output, stderr, dies_with_us=dies_with_us, outlives_us=outlives_us
+        )
         try:
             if idle:
                 make_idle(process.pid)
@@ -97,6 +101,7 @@ def _start(
     stderr: IO[bytes],
     *,
     dies_with_us: bool,
+    outlives_us: bool,
 ) -> Any:
     """Start `argv` by sh and return the running command; raises CommandFailed."""
     # Imported here: it costs more than everything else that `after-create` needs.
@@ -115,6 +120,7 @@ def _start(
                 _env={**os.environ, "LC_ALL": "C"},
                 _encoding=encoding,
                 _ok_code=ANY_STATUS,
+                _new_session=outlives_us,
                 _preexec_fn=die_with_parent() if dies_with_us else None,
             )
     except sh.CommandNotFound:

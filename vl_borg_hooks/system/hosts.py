@@ -84,7 +84,7 @@ class Host(Protocol):
         """Begin to run `argv` there, with its three streams as pipes; raises CommandFailed."""
 
     def watch(self, process: int) -> Callable[[], int | None] | None:
-        """Return what tells, once, how `process` there has ended; None if nothing can.
+        """Return what tells how `process` there has ended; None if nothing can.
 
         That returns its exit status, the negative number of the signal that killed it, or None if it
         is not known.

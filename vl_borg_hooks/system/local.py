@@ -75,14 +75,18 @@ class LocalHost:
         return processes.beside(argv, talks=True)
 
     def watch(self, process: int) -> Callable[[], int | None] | None:
-        """Return what tells, once, how `process` has ended; None if the kernel is too old."""
+        """Return what tells how `process` has ended; None if the kernel is too old."""
         return processes.watch(process)
 
     def run_starter(
         self, argv: Sequence[str], *, timeout: float | None = None
     ) -> commands.Completed:
-        """Run `argv` outside of the systemd service that we run in; raises CommandFailed."""
-        return commands.run([*processes.outside_our_service(), *argv], timeout=timeout)
+        """Run `argv` outside of our systemd service and our session; raises CommandFailed.
+
+        A VictoriaLogs in our process group would end with borgmatic, and be taken for its borg.
+        """
+        argv = [*processes.outside_our_service(), *argv]
+        return commands.run(argv, timeout=timeout, outlives_us=True)
 
     def check_starter(self) -> None:
         """Raise CommandFailed if systemd does not run anything for us outside of our service."""

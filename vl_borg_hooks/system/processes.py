@@ -8,6 +8,7 @@ import os
 import signal
 import struct
 import subprocess
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -116,8 +117,8 @@ def watch(pid: int) -> Callable[[], int | None] | None:
     """Return what tells how process `pid`, which need not be ours, has ended; None if nothing can.
 
     That returns its exit status, the negative number of the signal that killed it, or None if it has
-    not ended or its parent has not asked for its status. It is to be called once. Only Linux 6.15
-    and newer tell it.
+    not ended, if its parent has not asked for its status yet, or on Linux 6.13 and 6.14, which know
+    the question and not the answer.
     """
     try:
         descriptor = os.pidfd_open(pid)
@@ -134,10 +135,9 @@ def watch(pid: int) -> Callable[[], int | None] | None:
             mask, status = _pidfd_info(descriptor)
         except OSError:
             return None
-        finally:
-            os.close(descriptor)
         return os.waitstatus_to_exitcode(status) if mask & PIDFD_INFO_EXIT else None
 
+    weakref.finalize(ended, os.close, descriptor)
     return ended
 
 
