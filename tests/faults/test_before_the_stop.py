@@ -277,7 +277,6 @@ def test_after_a_stop_command_that_failed_the_next_run_asks_again(
         assert second.status == 0, second.stderr
         assert time.monotonic() - began < QUICK_SECONDS
         assert calls.read_text().split().count("stop") == 1
-        settle(site, time.monotonic())
 
 
 def test_a_status_command_that_looks_at_the_lock_may_take_us_for_victorialogs(
