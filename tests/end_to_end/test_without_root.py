@@ -81,3 +81,26 @@ def test_nobody_else_can_read_the_copy_or_the_state(site: Site) -> None:
     site.hooks("before-create")
     for path in (site.staging.path, site.root / "state", site.root / "state" / "default"):
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_restore_by_root_keeps_no_later_backup_from_being_made(owned: Site) -> None:
+    owned.server.ingest([{"host": "a", "_msg": "one", "_time": "2026-01-02T00:00:00Z"}])
+    hooks = ("/usr/bin/env", sys.executable, "-m", "vl_borg_hooks", "--config", str(owned.config))
+    environment = {"HOME": str(owned.root), "PATH": os.environ["PATH"]}
+    owned.write_config()
+    shutil.chown(owned.config, USER)
+    owned.hooks("before-create")
+    owned.server.ingest([{"host": "a", "_msg": "two", "_time": "2026-01-02T00:00:00Z"}])
+    shutil.copytree(owned.staging.path, owned.root / "extracted")
+    owned.hooks("restore", "--from", str(owned.root / "extracted"), "--yes")
+    (kept,) = (owned.data / ".vl-borg-hooks/kept").iterdir()
+    for path in (owned.root / "state", owned.staging.path):
+        for each in (path, *path.rglob("*")):
+            shutil.chown(each, USER)
+    owned.stop()
+    properties = {"User": USER, "AmbientCapabilities": "CAP_DAC_READ_SEARCH"}
+    done = owned.systemd.run_as_service([*hooks, "before-create"], environment, properties)
+    assert done.returncode == 0, done.stderr
+    assert "belongs to root, as after a restore by root" in done.stderr
+    assert owned.manifest.rows == 1
+    assert (kept / "partitions").is_dir()

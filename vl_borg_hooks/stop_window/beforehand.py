@@ -60,6 +60,8 @@ def require_startable(target: Target) -> None:
 def require_url(target: Target) -> None:
     """Raise OperatorError if `url` does not answer as healthy, or is another server's.
 
+    It is Unanswered if that may be our server, which is ill.
+
     Sets `target.url_is_its_own` if it is proved that it is not. What is not known is found out in the
     stop window.
     """
@@ -71,7 +73,8 @@ def require_url(target: Target) -> None:
     try:
         client.require_healthy()
     except OperatorError as error:
-        raise OperatorError(f"VictoriaLogs runs, but {error.what}", hint=hint) from None
+        error.what, error.hint = f"VictoriaLogs runs, but {error.what}", hint
+        raise
     try:
         client.stored_rows()
         path = client.flag("storageDataPath")

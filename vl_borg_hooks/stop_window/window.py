@@ -68,7 +68,7 @@ def stop_window(hooks: Hooks, target: Target, *, settle: bool = True) -> Iterato
                 _wait_for_service(target)
             with locked(target):
                 ended = ended or _ask_how_it_ended(target)
-                _refuse_url_of_another(target)
+                refuse_url_of_another(target)
                 yield
         except BaseException as error:
             failed = error
@@ -174,7 +174,7 @@ def _tell_how_it_ended(target: Target, answer: Callable[[], str] | None) -> None
         )
 
 
-def _refuse_url_of_another(target: Target) -> None:
+def refuse_url_of_another(target: Target) -> None:
     """Raise OperatorError if `url` answers, although VictoriaLogs is stopped."""
     if target.client is None or target.url_is_its_own:
         return
