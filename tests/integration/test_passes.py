@@ -259,6 +259,22 @@ def test_a_file_that_is_damaged_in_the_data_too_is_not_backed_up(backup: Backup)
         assert not backup.staging.manifest_path.exists()
 
 
+def test_what_a_killed_run_has_copied_is_not_taken_for_what_is_in_the_data(
+    backup: Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Backup, "on_one_filesystem", False)
+    back_up(backup)
+    data, staging = Path(backup.data_directory), backup.staging.data
+    name = "18C0000000000001"
+    add_part(data, name)
+    backup.staging.unpublish()
+    shutil.copytree(data / TABLE / name, staging / TABLE / name)
+    for path in (staging / TABLE / name).iterdir():
+        invert(path)
+    back_up(backup)
+    assert_equal(backup)
+
+
 def test_no_special_bit_of_a_mode_survives_a_pass(backup: Backup) -> None:
     data = Path(backup.data_directory)
     (data / TABLE).chmod(0o3775)

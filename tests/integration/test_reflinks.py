@@ -17,7 +17,7 @@ from tests.support import make_backup, make_data, make_part, tree
 from vl_borg_hooks.plugin.context import Backup
 from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.staging.verify import verify
-from vl_borg_hooks.steps import passes, publish
+from vl_borg_hooks.steps import passes, publish, space
 from vl_borg_hooks.victorialogs.swap import Swap
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a filesystem needs root")
@@ -69,13 +69,13 @@ def shared(path: Path) -> list[str]:
     return [line for line in said.splitlines() if "shared" in line]
 
 
-def large(path: Path) -> None:
+def large(path: Path, size: int = LARGE_BYTES) -> None:
     """Write a part's file that is too large to be kept in the metadata of the filesystem."""
     part = path.parent
     metadata = json.loads((part / "metadata.json").read_text())
-    metadata["CompressedSizeBytes"] += LARGE_BYTES - path.stat().st_size
+    metadata["CompressedSizeBytes"] += size - path.stat().st_size
     (part / "metadata.json").write_text(json.dumps(metadata))
-    path.write_bytes(os.urandom(LARGE_BYTES))
+    path.write_bytes(os.urandom(size))
 
 
 def test_the_copy_shares_bytes_and_no_file_with_the_data(
@@ -112,3 +112,29 @@ def test_what_happens_to_the_data_does_not_touch_the_copy(
     shutil.rmtree(data / "partitions")
     assert {path: path.stat().st_ctime_ns for path in staging.rglob("*")} == before
     assert verify(backup.staging).is_sound
+
+
+def test_two_subvolumes_of_one_btrfs_share_bytes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with filesystem("btrfs", tmp_path) as root:
+        for name in ("data", "staging"):
+            subprocess.run(
+                ["btrfs", "subvolume", "create", str(root / name)], check=True, capture_output=True
+            )
+        make_data(root / "data")
+        large(root / "data" / LARGE, 4 * LARGE_BYTES)
+        backup = make_backup(
+            root, data_path=str(root / "data"), staging_path=str(root / "staging/default")
+        )
+        # Room for the reserve, and not for a second copy beside it.
+        subprocess.run(["sync", "-f", str(root)], check=True)
+        status = os.statvfs(root)
+        free = status.f_bavail * status.f_frsize
+        monkeypatch.setattr(space, "RESERVE_BYTES", free - 2 * LARGE_BYTES)
+        assert [check.what for check in space.backup_checks(backup) if not check.ok] == []
+        backup.found = ServiceState.STOPPED
+        backup.staging.create()
+        backup.records.create()
+        make_copy(backup)
+        assert shared(backup.staging.data / LARGE)

@@ -33,7 +33,8 @@ from vl_borg_hooks.staging.inventory import Directory, Sums
 from vl_borg_hooks.staging.manifest import Manifest, Partition
 from vl_borg_hooks.staging.walk import too_young
 from vl_borg_hooks.system import files, processes
-from vl_borg_hooks.victorialogs.parts import partition_of
+from vl_borg_hooks.victorialogs.layout import PARTITIONS
+from vl_borg_hooks.victorialogs.parts import is_part, partition_of
 
 # Below an instance's state directory: the checksum of the inventory, when the copy was last looked
 # at, and the stamp of each line's directory.
@@ -162,6 +163,8 @@ class LastPublished:
                 directory.path, every, self.looked_at, started
             ):
                 if not self._is_same(directory, statuses, result, ended):
+                    # A walk must not take it for the same, although its stamp may be.
+                    self._stamps[number] = 0
                     unseen += 1
                     continue
                 self._stamps[number] = now
@@ -195,6 +198,16 @@ class LastPublished:
                 same = False
                 result.damaged.append(path)
         return same
+
+    def unlisted_parts(self) -> Iterator[str]:
+        """Yield the parts in the mirror that the inventory does not list."""
+        listed = (each.path for each in self._read() if is_part(each.path))
+        expected = next(listed, None)
+        for path in _parts_in(self._copy.data):
+            while expected is not None and _key(expected) < _key(path):
+                expected = next(listed, None)
+            if path != expected:
+                yield path
 
     def find(self, path: str) -> Directory | None:
         """Return directory `path` as it was then, None if it did not exist."""
@@ -247,6 +260,17 @@ class LastPublished:
     def _known_sums(self, number: int) -> Sums:
         count, size, counted = (column[number] for column in self._sums)
         return Sums(count, size, None if counted == _NONE else counted)
+
+
+def _parts_in(data: Path) -> Iterator[str]:
+    """Yield the directories in the place of parts, in the order of an inventory."""
+    found = data.glob(f"{PARTITIONS}/*/*/*/")
+    paths = (str(path.relative_to(data)) for path in found)
+    yield from sorted(filter(is_part, paths), key=_key)
+
+
+def _key(path: str) -> tuple[str, ...]:
+    return tuple(path.split("/"))
 
 
 def _is_due(path: str, every: float, last: float, now: float) -> bool:

@@ -179,6 +179,10 @@ class Passes:
             backup.reporter.warn(f"{len(damaged) - MOST_NAMED} more files are damaged")
         for path in look.damaged:
             LocalHost().remove_tree(str(backup.staging.data / path))
+        if not look.is_as_published:
+            # What a killed run has copied: nothing is known of its content.
+            for part in list(last.unlisted_parts()):
+                LocalHost().remove_tree(str(backup.staging.data / part))
 
     def _gone(self) -> Callable[[str], bool]:
         """Return what says whether a directory of the copy is gone from the data."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin import hookimpl
 from vl_borg_hooks.plugin.checks import Check, check
 from vl_borg_hooks.plugin.context import Backup, Restore, Target
 from vl_borg_hooks.stop_window.found import answering
+from vl_borg_hooks.transfer import reflink
 from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import changes, flags
-from vl_borg_hooks.victorialogs.layout import PARTITIONS
+from vl_borg_hooks.victorialogs.layout import LOCK_FILE, PARTITIONS
 from vl_borg_hooks.victorialogs.swap import holds_data
 
 # Left free beside what is copied, for the inventory, the manifest, and logs that come meanwhile.
@@ -49,11 +51,21 @@ def _on_one_filesystem(backup: Backup) -> bool:
     return _device(backup.instance.staging_path) == _device(backup.data_directory)
 
 
+def _can_reflink(backup: Backup) -> bool:
+    """Say whether the copy can share the data's bytes, as between two subvolumes of one btrfs."""
+    nearest = Path(backup.instance.staging_path)
+    while not nearest.exists():
+        nearest = nearest.parent
+    return reflink.is_possible(f"{backup.data_directory}/{LOCK_FILE}", str(nearest))
+
+
 def _room(backup: Backup) -> str:
     """Raise OperatorError if the filesystem of the staging copy has no room for it."""
     staging = backup.instance.staging_path
     needed = 0 if _on_one_filesystem(backup) else missing_bytes(backup)
     free = backup.host.free_bytes(staging)
+    if needed + RESERVE_BYTES > free and _can_reflink(backup):
+        needed = 0
     if needed + RESERVE_BYTES > free:
         raise OperatorError(
             f"the staging copy needs {human_bytes(needed)} more and {human_bytes(RESERVE_BYTES)} in "
