@@ -47,6 +47,7 @@ def _open_standard_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 - open as long as we run
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open as long as we run
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 

@@ -114,3 +114,22 @@ def test_an_unreachable_host_is_one_clear_line_and_touches_nothing(remote: Site)
     (line,) = failed.stderr.splitlines()
     assert "nobody@127.0.0.1 could not be reached over ssh" in line
     assert remote.is_running
+
+
+@pytest.mark.real_victorialogs
+def test_a_new_remote_host_gets_the_data_and_its_data_path_may_be_a_link(
+    remote: Site, sshd: Sshd, tmp_path: Path
+) -> None:
+    remote.write_config(data_path=f"{sshd.destination}:{remote.data}", ssh_command=sshd.ssh_command)
+    remote.server.ingest([{"host": "a", "_msg": "one", "_time": "2026-01-02T00:00:00Z"}])
+    remote.hooks("before-create")
+    extracted = tmp_path / "extracted"
+    shutil.copytree(remote.staging.path, extracted)
+    refused = remote.hooks("restore", "--from", str(extracted), check=False)
+    assert "1 are in the copy of" in refused.stderr
+    remote.stop()
+    shutil.rmtree(remote.data.resolve())
+    remote.data.unlink()
+    remote.hooks("restore", "--from", str(extracted), "--start")
+    remote.server.wait_healthy()
+    assert remote.server.count() == 1

@@ -88,6 +88,21 @@ def test_without_the_operators_word_nothing_is_replaced(site: Site) -> None:
     assert (site.server.count(), starts(site)) == (111, before)
 
 
+def test_a_closed_stdin_is_no_terminal(site: Site) -> None:
+    backed_up(site)
+    argv = command_line("--config", site.config, "restore", "--from", extracted(site))
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *argv],
+        env=site.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "to replace it, add --yes" in done.stderr
+
+
 @pytest.mark.parametrize(("answer", "served"), [("n", 111), ("", 111), ("y", 100)])
 def test_on_a_terminal_the_operator_is_asked(site: Site, answer: str, served: int) -> None:
     backed_up(site)
@@ -131,10 +146,10 @@ def test_replaced_data_is_kept_and_returned_to_and_removed_only_when_asked(site:
     assert site.manifest.rows == 107
     assert kept(site) == [first]
     refused = restore(site, "--yes", check=False)
-    assert f"data that an earlier restore replaced is still kept in {first}" in refused.stderr
+    assert f"replaced data of an earlier restore is still kept in {first}" in refused.stderr
 
     without_word = site.hooks("restore", "--rollback", check=False)
-    assert "107 rows are served, 111 are in the data of before the restore" in without_word.stderr
+    assert "107 rows are served, 111 are in the replaced data" in without_word.stderr
     assert site.server.count() == 107
     assert "would return to the 111 rows" in site.hooks("--dry-run", "restore", "--rollback").stderr
     assert site.server.count() == 107

@@ -81,3 +81,43 @@ def test_nobody_else_can_read_the_copy_or_the_state(site: Site) -> None:
     site.hooks("before-create")
     for path in (site.staging.path, site.root / "state", site.root / "state" / "default"):
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_restore_by_root_keeps_no_later_backup_from_being_made(
+    owned: Site, tmp_path: Path
+) -> None:
+    rules = tmp_path / "sudoers"
+    rules.write_text(sudoers(owned.unit))
+    rules.chmod(0o440)
+    for path in (owned.config.parent, owned.config):
+        shutil.chown(path, "root")
+    owned.config.chmod(0o644)
+    owned.server.ingest([{"host": "a", "_msg": "one", "_time": "2026-01-02T00:00:00Z"}])
+    hooks = ("/usr/bin/env", sys.executable, "-m", "vl_borg_hooks", "--config", str(owned.config))
+    environment = {"HOME": str(owned.root), "PATH": os.environ["PATH"]}
+
+    def run(user: str, *arguments: str) -> str:
+        properties = {
+            "User": user,
+            "AmbientCapabilities": "CAP_DAC_READ_SEARCH",
+            "BindReadOnlyPaths": f"{rules}:/etc/sudoers.d/vl-borg-hooks",
+        }
+        done = owned.systemd.run_as_service([*hooks, *arguments], environment, properties)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    def give_state(user: str) -> None:
+        for path in (owned.root / "state", *(owned.root / "state").rglob("*")):
+            shutil.chown(path, user)
+
+    assert "belongs to root" not in run(USER, "before-create")
+    assert owned.manifest.final_pass == "frozen"
+    shutil.copytree(owned.staging.path, owned.root / "extracted")
+    give_state("root")
+    run("root", "restore", "--from", str(owned.root / "extracted"), "--yes")
+    give_state(USER)
+    (kept,) = (owned.data / ".vl-borg-hooks/kept").iterdir()
+    assert "belongs to root, as after a restore by root" in run(USER, "before-create")
+    assert (owned.manifest.rows, owned.manifest.final_pass) == (1, "stopped")
+    assert owned.is_running
+    assert (kept / "partitions").is_dir()

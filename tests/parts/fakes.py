@@ -27,7 +27,7 @@ from vl_borg_hooks.system.hosts import Owner
 from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import PassResult
 from vl_borg_hooks.victorialogs import lock
-from vl_borg_hooks.victorialogs.http import Client
+from vl_borg_hooks.victorialogs.http import Client, Unanswered
 
 
 @final
@@ -295,7 +295,7 @@ class FakeClient(Client):
 
     def require_healthy(self) -> None:
         if self.flags is None:
-            raise OperatorError(f"{self.url}/health did not answer")
+            raise Unanswered(f"{self.url}/health did not answer")
 
     def is_healthy(self, seconds: float = 0) -> bool:
         return self.flags is not None if self.serves is None else self.serves

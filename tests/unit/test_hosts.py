@@ -263,6 +263,16 @@ def test_what_is_not_in_a_tree_is_missing(host: Host, tmp_path: Path) -> None:
             ask("no/such")
 
 
+def test_a_directory_that_is_a_link_is_read_as_what_it_links_to(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "real" / "a").mkdir(parents=True)
+    (tmp_path / "real" / "a" / "listed").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("real")
+    assert host.entries(f"{tmp_path}/link") == ["a"]
+    tree = whole_tree(host, tmp_path / "link")
+    assert tree.names("") == ["a"]
+    assert tree.content("a/listed") == b"x"
+
+
 def test_a_tree_over_ssh_is_fetched_in_one_round_trip(ssh: SshHost, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "listed").write_bytes(b"before")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.parts.ports import free_port
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.victorialogs.http import Client
+from vl_borg_hooks.victorialogs.http import Client, Unanswered
 
 METRICS = """\
 # of two tenants
@@ -149,3 +149,14 @@ def test_metrics_that_need_a_key_name_the_option_for_it(status: int, names: str)
     assert f"/metrics answered with HTTP Error {status}" in caught.value.what
     assert names in caught.value.hint
     assert bool(names) is bool(caught.value.hint)
+
+
+@pytest.mark.parametrize(("status", "may_be_ill"), [(502, True), (503, True), (404, False)])
+def test_what_may_be_a_server_that_is_ill_is_told_from_what_is_another(
+    status: int, *, may_be_ill: bool
+) -> None:
+    with serving(status=status) as (url, _), pytest.raises(OperatorError) as caught:
+        Client(url).require_healthy()
+    assert isinstance(caught.value, Unanswered) is may_be_ill
+    with pytest.raises(Unanswered):
+        Client(f"http://127.0.0.1:{free_port()}").require_healthy()

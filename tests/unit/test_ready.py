@@ -18,6 +18,7 @@ from vl_borg_hooks.system.hosts import Owner
 from vl_borg_hooks.transfer import rsync
 from vl_borg_hooks.victorialogs import flags
 from vl_borg_hooks.victorialogs.flags import KeptDays
+from vl_borg_hooks.victorialogs.http import NotVictoriaLogs
 
 
 @pytest.mark.parametrize(
@@ -261,6 +262,35 @@ def test_data_of_an_earlier_restore_that_is_kept_ends_the_restore(place: Place) 
     (kept / "partitions").mkdir(parents=True)
     found = place.check("replaced data")
     assert not found.ok
-    assert found.what == f"data that an earlier restore replaced is still kept in {kept}"
+    assert found.what == f"replaced data of an earlier restore is still kept in {kept}"
     assert "--rollback" in found.hint
     assert "--discard-replaced" in found.hint
+
+
+def test_a_victorialogs_that_is_ill_is_a_reason_to_restore(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.service.live()
+    with_client(monkeypatch, FakeClient(None))
+    with said() as lines:
+        found = place.check("health")
+    assert found.ok
+    assert "VictoriaLogs runs, but http://127.0.0.1:1/health did not answer" in found.what
+    assert any(found.what in line and "stop VictoriaLogs and add --start" in line for line in lines)
+
+
+@pytest.mark.parametrize("error", [OperatorError, NotVictoriaLogs])
+def test_what_answers_and_is_not_victorialogs_ends_the_restore(
+    place: Place, monkeypatch: pytest.MonkeyPatch, error: type[OperatorError]
+) -> None:
+    place.service.live()
+    client = FakeClient({})
+    with_client(monkeypatch, client)
+
+    def refuse() -> None:
+        raise error("/health answered with 404")
+
+    monkeypatch.setattr(client, "require_healthy", refuse)
+    found = place.check("health")
+    assert (found.ok, found.what) == (False, "VictoriaLogs runs, but /health answered with 404")
+    assert found.hint.startswith("correct url")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts.fakes import Clock, FakeHooks, FakeService
+from tests.parts.fakes import Clock, FakeClient, FakeHooks, FakeService, with_client
 from tests.support import make_backup, make_data, make_partition, said, tree
 from vl_borg_hooks.actions.run import explained
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
@@ -415,3 +415,15 @@ def test_a_recovery_that_fails_before_its_start_says_that_it_is_down(
     assert str(caught.value) == (
         "default: systemctl timed out; VICTORIALOGS IS DOWN; run: vl-borg-hooks recover"
     )
+
+
+def test_the_rows_of_another_server_finish_no_restore(
+    killed: Killed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    killed.swap(found_running=True, whole=True, discard=True)
+    killed.service.live()
+    other = make_data(tmp_path / "other")
+    flags = {"storageDataPath": str(other), "retentionPeriod": "100y"}
+    with_client(monkeypatch, FakeClient(flags, rows=1_000))
+    assert killed.recover()
+    assert tree(killed.data) == killed.before

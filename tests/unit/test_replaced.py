@@ -86,7 +86,7 @@ def test_a_return_needs_the_operators_word(place: Place) -> None:
     with pytest.raises(OperatorError) as caught:
         place.roll_back(yes=False)
     assert caught.value.what == (
-        f"21 rows are in {place.data('a')}, 21 are in the data of before the restore: day 20261122 "
+        f"21 rows are in {place.data('a')}, 21 are in the replaced data: day 20261122 "
         "will be replaced; what is replaced is kept until you remove it"
     )
     place.roll_back(yes=False, dry_run=True)
@@ -96,7 +96,7 @@ def test_a_return_needs_the_operators_word(place: Place) -> None:
 def test_which_of_several_sets_is_meant_is_the_operators_choice(place: Place) -> None:
     first, second = place.keep("a"), place.keep("a", "by hand")
     before = tree(place.data("a"))
-    with pytest.raises(OperatorError, match="not one set of replaced data, but 2: ") as caught:
+    with pytest.raises(OperatorError, match="not one set of kept data, but 2: ") as caught:
         place.roll_back()
     assert all(str(path) in caught.value.what for path in (first, second))
     assert tree(place.data("a")) == before
@@ -123,8 +123,8 @@ def test_replaced_data_is_removed_of_all_instances_that_have_some(place: Place) 
         assert kept.exists()
         place.discard()
     assert not (place.data("a") / ".vl-borg-hooks").exists()
-    assert any(line.startswith(f"a: would remove {kept}: ") for line in lines)
-    assert any(line.startswith(f"a: removed {kept}: ") for line in lines)
+    assert any(line.startswith(f"a: would remove {kept} (replaced data): ") for line in lines)
+    assert any(line.startswith(f"a: removed {kept} (replaced data): ") for line in lines)
     assert lines.count("b: no replaced data is kept") == 2
 
 

@@ -114,3 +114,12 @@ def test_the_room_that_a_directory_takes_is_measured(host: Host, data: Path) -> 
     shutil.rmtree(data)
     with pytest.raises(OperatorError):
         stored.disk_bytes(host, str(data))
+
+
+def test_a_directory_that_does_not_exist_yet_holds_nothing(host: Host, tmp_path: Path) -> None:
+    """On a new machine."""
+    missing = str(tmp_path / "missing")
+    assert stored.days(host, missing) == []
+    assert stored.rows_by_day(host, missing) == {}
+    assert not stored.has_deletions(host, missing)
+    assert not stored.deleted_since(host, missing, 0)

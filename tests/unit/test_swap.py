@@ -11,10 +11,20 @@ from typing import final
 
 import pytest
 
+from tests.parts.fakes import FakeHost
 from tests.support import tree
+from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.system.hosts import Owner
 from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
-from vl_borg_hooks.victorialogs.swap import Kept, Swap, holds_data, kept_data
+from vl_borg_hooks.victorialogs.swap import (
+    RESTORED,
+    Kept,
+    Swap,
+    holds_data,
+    kept_data,
+    refuse_planted,
+)
 
 Content = Mapping[str, str]
 
@@ -327,3 +337,31 @@ def test_what_a_new_server_makes_is_nothing_to_keep(
     (data / "partitions").mkdir(parents=True)
     fill(data, {"flock.lock": "", f"{WORKING_DIRECTORY}/kept/a/b": "", **content})
     assert holds_data(LocalHost(), str(data)) is expected
+
+
+def test_what_root_keeps_is_left_to_root_and_no_reason_to_remove_it(tmp_path: Path) -> None:
+    data, names = prepared(tmp_path, "the usual")
+    kept = keep_replaced(data, names)
+    before = tree(data)
+    host = FakeHost(user=1000, owners={WORKING_DIRECTORY: Owner(0, 0)})
+    with pytest.raises(OperatorError, match="belongs to root: it may hold logs") as caught:
+        refuse_planted(host, str(data))
+    assert caught.value.hint == "run this as root"
+    refuse_planted(host, str(data), unless_roots=True)
+    Swap(host, str(data)).discard_leftovers()
+    assert tree(data) == before
+    assert Path(kept.path).is_dir()
+    planted = FakeHost(user=1000, owners={WORKING_DIRECTORY: Owner(1001, 0)})
+    with pytest.raises(OperatorError, match="belongs to user 1001, and not to us"):
+        refuse_planted(planted, str(data), unless_roots=True)
+
+
+@pytest.mark.parametrize(("ending", "what"), [("", "replaced data"), (RESTORED, "restored data")])
+def test_what_is_kept_says_what_it_is(tmp_path: Path, ending: str, what: str) -> None:
+    data, names = prepared(tmp_path, "the usual")
+    swap = Swap(LocalHost(), str(data), names)
+    swap.do()
+    swap.keep(swap.replaced, ending)
+    (kept,) = kept_data(LocalHost(), str(data))
+    assert kept.what == what
+    assert kept.since

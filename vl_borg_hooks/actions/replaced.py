@@ -49,11 +49,13 @@ def roll_back(
         with exclusive(target, target.command), explained(target):
             if not dry_run:
                 recover(setting.hooks, target)
-            wanted = _wanted(target, start=start, discard=discard)
-            _say(target, wanted, yes=yes, dry_run=dry_run)
+            _require_usable(target)
+            kept = _the_kept(target)
+            wanted = _wanted(target, kept, start=start, discard=discard)
+            _say(target, wanted, kept, yes=yes, dry_run=dry_run)
             if not dry_run:
                 exchange(setting.hooks, wanted)
-                target.reporter.say(f"returned to {_rows(wanted.expected)} of before the restore")
+                target.reporter.say(f"returned to {_rows(wanted.expected)} of the {kept.what}")
 
 
 def discard_replaced(loaded: LoadedConfig, instances: Sequence[Instance], *, dry_run: bool) -> None:
@@ -83,13 +85,16 @@ def _with_kept_data(setting: Setting, instances: Sequence[Instance]) -> list[Tar
     return [target for target in targets if kept_data(target.host, target.data_directory)]
 
 
-def _wanted(target: Target, *, start: bool, discard: bool) -> Exchange:
-    """Return the exchange with the data that is kept; raises OperatorError if it can't be made."""
+def _require_usable(target: Target) -> None:
+    """Raise OperatorError if the data of `target` can't be exchanged; sets `target.found`."""
     target.host.check()
     target.service.check()
     refuse_planted(target.host, target.data_directory)
     ready.found_by_service(target)
-    kept = _the_kept(target)
+
+
+def _wanted(target: Target, kept: Kept, *, start: bool, discard: bool) -> Exchange:
+    """Return the exchange with `kept`; raises OperatorError if VictoriaLogs would delete it all."""
     expected = _expected(target, kept)
     ready.limits_of(target, expected)
     return Exchange(
@@ -106,8 +111,8 @@ def _the_kept(target: Target) -> Kept:
     found = kept_data(target.host, target.data_directory)
     if len(found) != 1:
         raise OperatorError(
-            f"there is not one set of replaced data, but {len(found)}: "
-            f"{', '.join(kept.path for kept in found) or 'none'}",
+            f"there is not one set of kept data, but {len(found)}: "
+            f"{', '.join(f'{kept.path} ({kept.what})' for kept in found) or 'none'}",
             hint="move those away that you do not want to return to",
         )
     return found[0]
@@ -124,17 +129,15 @@ def _expected(target: Target, kept: Kept) -> Expected:
     return Expected(rows, size, stored.has_deletions(target.host, kept.path))
 
 
-def _say(target: Target, wanted: Exchange, *, yes: bool, dry_run: bool) -> None:
+def _say(target: Target, wanted: Exchange, kept: Kept, *, yes: bool, dry_run: bool) -> None:
     rows = sum(wanted.expected.rows.values()) if wanted.expected.rows else None
-    statement = consent.replaced(
-        target, rows, "the data of before the restore", discard=wanted.discard
-    )
+    statement = consent.replaced(target, rows, f"the {kept.what}", discard=wanted.discard)
     if not dry_run:
         consent.ask(target, statement, yes=yes)
         return
     if statement:
         target.reporter.warn(statement)
-    target.reporter.say(f"would return to {_rows(wanted.expected)} of before the restore")
+    target.reporter.say(f"would return to {_rows(wanted.expected)} of the {kept.what}")
 
 
 def _rows(expected: Expected) -> str:
@@ -142,4 +145,4 @@ def _rows(expected: Expected) -> str:
 
 
 def _described(target: Target, kept: Kept) -> str:
-    return f"{kept.path}: {human_bytes(stored.disk_bytes(target.host, kept.path))}"
+    return f"{kept.path} ({kept.what}): {human_bytes(stored.disk_bytes(target.host, kept.path))}"

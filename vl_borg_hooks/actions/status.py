@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Replaced:
-    """Data that a restore has replaced and that is kept: where, since when, how large."""
+    """Data that a restore has kept: where, since when, how large, and what it is, in words."""
 
     path: str
     # None if its name does not say.
     since: datetime | None
     bytes: int
+    what: str
 
     def line(self) -> str:
         """Return it as a line for a person."""
@@ -37,7 +38,7 @@ class Replaced:
             seconds = (datetime.now(timezone.utc) - self.since).total_seconds()
             age = f"{human_seconds(seconds)} ago, "
         return (
-            f"replaced data, {age}{human_bytes(self.bytes)}, is kept in {self.path}; to return to "
+            f"{self.what}, {age}{human_bytes(self.bytes)}, is kept in {self.path}; to return to "
             "it: vl-borg-hooks restore --rollback; to remove it: vl-borg-hooks restore "
             "--discard-replaced"
         )
@@ -59,7 +60,7 @@ class Overview:
     run: str
     # Whether a run was killed and `recover` still has to finish it.
     unfinished: bool
-    # The data that restores have replaced, and that is kept.
+    # The data that restores have kept.
     replaced: tuple[Replaced, ...] = ()
 
     def lines(self) -> list[str]:
@@ -125,10 +126,10 @@ def _look(target: Target) -> Overview:
 
 
 def _replaced(target: Target) -> tuple[Replaced, ...]:
-    """Return the replaced data that is kept; none if the host can't be asked, as its state says."""
+    """Return the data that restores have kept; none if the host can't be asked, as its state says."""
     try:
         return tuple(
-            Replaced(kept.path, kept.since, stored.disk_bytes(target.host, kept.path))
+            Replaced(kept.path, kept.since, stored.disk_bytes(target.host, kept.path), kept.what)
             for kept in kept_data(target.host, target.data_directory)
         )
     except OperatorError:

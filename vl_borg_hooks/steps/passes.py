@@ -20,7 +20,7 @@ from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import changes, freeze, lock
 from vl_borg_hooks.victorialogs.layout import LOCK_FILE, NOT_COPIED, PARTITIONS
 from vl_borg_hooks.victorialogs.parts import is_part, partition_of
-from vl_borg_hooks.victorialogs.swap import Swap, refuse_planted
+from vl_borg_hooks.victorialogs.swap import Swap, is_roots, refuse_planted
 
 # If the final pass is in the stop window, another warm pass is made as long as the last one copied
 # more than this, and less than half of the one before: then less is left for the final pass.
@@ -36,7 +36,13 @@ MUCH_COPIED_BYTES = 16_000_000
 def make_copy(backup: Backup, hooks: Hooks) -> Copied:
     """Update the staging copy, in two passes around a stop, or in one if found stopped."""
     refuse_second_stop(backup, "make_copy")
-    refuse_planted(backup.host, backup.data_directory)
+    refuse_planted(backup.host, backup.data_directory, unless_roots=True)
+    if is_roots(backup.host, backup.data_directory):
+        backup.reporter.warn(
+            f"{backup.working_directory} belongs to root, as after a restore by root: no hard links "
+            "are made there, so VictoriaLogs is away for the whole final pass; run as root: "
+            "vl-borg-hooks status, which says what is kept there"
+        )
     passes = Passes(backup)
     try:
         if backup.found is ServiceState.STOPPED:

@@ -18,6 +18,7 @@ from vl_borg_hooks.system.hosts import Host, Owner
 from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import rsync
 from vl_borg_hooks.victorialogs import limits
+from vl_borg_hooks.victorialogs.http import Unanswered
 from vl_borg_hooks.victorialogs.layout import PARTITIONS
 from vl_borg_hooks.victorialogs.swap import kept_data, refuse_planted
 
@@ -68,7 +69,7 @@ def restore_checks(restore: Restore) -> Iterator[Check]:
     yield check("replaced data", lambda: _nothing_kept(restore))
     if state.ok and url.ok:
         if restore.found is ServiceState.RUNNING:
-            yield check("health", lambda: _health(restore))
+            yield check("health", lambda: _health_before_restore(restore))
         yield check("limits", lambda: limits_of(restore, restore.expected))
 
 
@@ -100,8 +101,8 @@ def _data_path(backup: Backup) -> str:
 
 
 def _working_directory(target: Target) -> str:
-    refuse_planted(target.host, target.data_directory)
-    return f"{target.working_directory} is ours, or not there"
+    refuse_planted(target.host, target.data_directory, unless_roots=isinstance(target, Backup))
+    return f"{target.working_directory} is ours or root's, or not there"
 
 
 def _service(target: Target) -> str:
@@ -120,6 +121,20 @@ def _health(target: Target) -> str:
     """Raise OperatorError if `url` is not that of the VictoriaLogs that is to be stopped."""
     require_url(target)
     return "VictoriaLogs is healthy" if target.client else "VictoriaLogs holds its lock"
+
+
+def _health_before_restore(restore: Restore) -> str:
+    """Raise OperatorError if `url` is another server's; warn of a VictoriaLogs that is ill.
+
+    That may be why it is restored.
+    """
+    try:
+        return _health(restore)
+    except Unanswered as error:
+        restore.reporter.warn(
+            f"{error.what}; if the restore then can't prove itself, stop VictoriaLogs and add --start"
+        )
+        return error.what
 
 
 def _next_start(backup: Backup) -> str:
@@ -207,7 +222,7 @@ def _nothing_kept(restore: Restore) -> str:
     """Raise OperatorError if data of an earlier restore is kept: which is which must stay clear."""
     for kept in kept_data(restore.host, restore.data_directory):
         raise OperatorError(
-            f"data that an earlier restore replaced is still kept in {kept.path}",
+            f"{kept.what} of an earlier restore is still kept in {kept.path}",
             hint="return to it (vl-borg-hooks restore --rollback) or remove it (vl-borg-hooks "
             "restore --discard-replaced) first",
         )

@@ -13,9 +13,9 @@ from vl_borg_hooks.runs.records import Expected, Journal
 from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.staging.verify import differences
 from vl_borg_hooks.staging.walk import walk
-from vl_borg_hooks.stop_window import guard, proof, window
+from vl_borg_hooks.stop_window import beforehand, guard, proof, window
 from vl_borg_hooks.stop_window.found import describe_state
-from vl_borg_hooks.stop_window.recovery import recover, settle, swap_of
+from vl_borg_hooks.stop_window.recovery import recover, settle, swap_of, undo_locked
 from vl_borg_hooks.system import signals
 from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import PassResult, rsync
@@ -141,8 +141,11 @@ def exchange(hooks: Hooks, wanted: Exchange) -> None:
         else:
             guard.arm(target)
             with lock.hold(target.host, target.data_directory):
+                window.refuse_url_of_another(target)
                 _swap(wanted)
             window.bring_back(hooks, target)
+        # A server that was stopped or ill before could not be asked then.
+        beforehand.require_url(target)
         wanted.prove()
     except BaseException as error:
         with signals.held_back():
@@ -172,9 +175,21 @@ def _undo(hooks: Hooks, target: Target, error: BaseException) -> bool:
 
 
 def _swap(wanted: Exchange) -> None:
-    """Put the source in place of what is there; listed only now, because a stop may write files."""
+    """Put the source in place of what is there; listed only now, because a stop may write files.
+
+    If that fails, all of what was there is back before a server can start on half of it.
+    """
     target = wanted.target
     replaced = present(target.host, target.data_directory)
     journal = wanted.journal(replaced, running=target.found is ServiceState.RUNNING)
     target.records.note(journal)
-    swap_of(target, journal).do()
+    try:
+        swap_of(target, journal).do()
+    except BaseException:
+        with signals.held_back():
+            try:
+                undo_locked(target, journal)
+            except OperatorError as failure:
+                # It is tried again, with VictoriaLogs stopped once more.
+                target.reporter.warn(f"what was there could not be brought back yet: {failure}")
+        raise

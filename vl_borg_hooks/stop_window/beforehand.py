@@ -58,8 +58,8 @@ def require_startable(target: Target) -> None:
 def require_url(target: Target) -> None:
     """Raise OperatorError if `url` does not answer as healthy, or is another server's.
 
-    A server with the same path in a container looks like ours: whether `url` answers while ours is
-    stopped is seen in the stop window.
+    It is Unanswered if that may be our server, which is ill. A server with the same path in a container
+    looks like ours: whether `url` answers while ours is stopped is seen in the stop window.
     """
     client = target.client
     holder = lock.holder(target.host, target.data_directory)
@@ -69,7 +69,8 @@ def require_url(target: Target) -> None:
     try:
         client.require_healthy()
     except OperatorError as error:
-        raise OperatorError(f"VictoriaLogs runs, but {error.what}", hint=hint) from None
+        error.what, error.hint = f"VictoriaLogs runs, but {error.what}", hint
+        raise
     try:
         client.stored_rows()
         path = client.flag("storageDataPath")

@@ -10,11 +10,11 @@ from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.runs.records import Expected, Journal
 from vl_borg_hooks.services import ServiceState
-from vl_borg_hooks.stop_window import proof, window
+from vl_borg_hooks.stop_window import beforehand, proof, window
 from vl_borg_hooks.stop_window.found import DOWN
 from vl_borg_hooks.system.hosts import Host
 from vl_borg_hooks.victorialogs import lock, stored
-from vl_borg_hooks.victorialogs.swap import INCOMING, Swap, holds_data
+from vl_borg_hooks.victorialogs.swap import INCOMING, RESTORED, Swap, holds_data
 
 
 def recover(hooks: Hooks, target: Target, *, undo: bool = False) -> bool:
@@ -58,9 +58,10 @@ def settle(target: Target, journal: Journal) -> None:
     """
     host, swap = target.host, swap_of(target, journal)
     if holds_data(host, swap.replaced) and not journal.discard:
-        _keep(target, swap, swap.replaced, "the data that was replaced")
+        _tell_kept(target, swap.keep(swap.replaced), "the data that was replaced")
     if journal.expected and _has_taken_rows(host, swap.incoming, journal.expected):
-        _keep(target, swap, swap.incoming, "the restored data, which has taken new rows,")
+        path = swap.keep(swap.incoming, RESTORED)
+        _tell_kept(target, path, "the restored data, which has taken new rows,")
     swap.clean_up()
     if journal.expected:
         host.sync(target.data_directory)
@@ -83,6 +84,7 @@ def _is_proved(hooks: Hooks, target: Target, journal: Journal) -> bool:
     if not window.becomes_healthy(hooks, target, deadline, []):
         return False
     try:
+        beforehand.require_url(target)
         proof.prove(target, journal.expected)
     except OperatorError as error:
         target.reporter.warn(f"the restored data is not what is served: {error}")
@@ -95,10 +97,16 @@ def _undo(target: Target, journal: Journal) -> None:
     window.stop_again(target)
     with window.locked(target):
         try:
-            swap_of(target, journal).undo()
+            undo_locked(target, journal)
         except Exception as error:
             raise _not_undone(error, target, journal) from error
-        _note_settled(target, journal)
+
+
+def undo_locked(target: Target, journal: Journal) -> None:
+    """Bring back what was there before the restore; the caller holds the lock."""
+    for path in swap_of(target, journal).undo():
+        _tell_kept(target, path, "the data that was served in between, with the rows it has taken,")
+    _note_settled(target, journal)
 
 
 def _note_settled(target: Target, journal: Journal) -> None:
@@ -142,8 +150,7 @@ def _has_taken_rows(host: Host, directory: str, expected: Expected) -> bool:
     return any(count > expected.rows.get(day, 0) for day, count in rows.items())
 
 
-def _keep(target: Target, swap: Swap, directory: str, what: str) -> None:
-    path = swap.keep(directory)
+def _tell_kept(target: Target, path: str, what: str) -> None:
     target.reporter.warn(
         f"{what} is kept in {path}; to return to it: vl-borg-hooks restore --rollback; to remove "
         "it: vl-borg-hooks restore --discard-replaced"

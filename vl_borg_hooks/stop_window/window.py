@@ -66,7 +66,7 @@ def stop_window(hooks: Hooks, target: Target, *, settle: bool = True) -> Iterato
             if server is None:
                 _wait_for_service(target)
             with locked(target), end.looked_at():
-                _refuse_url_of_another(target)
+                refuse_url_of_another(target)
                 yield
         except BaseException as error:
             failed = error
@@ -215,7 +215,7 @@ def _tell_how_it_ended(target: Target, end: _End) -> None:
         )
 
 
-def _refuse_url_of_another(target: Target) -> None:
+def refuse_url_of_another(target: Target) -> None:
     """Raise OperatorError if `url` answers, although VictoriaLogs is stopped."""
     if target.client and target.client.is_healthy(ANSWER_SECONDS):
         target.stop.url_is_anothers = True

@@ -214,10 +214,11 @@ class SshHost:
         return self._holds("-d", path) and not self._holds("-L", path)
 
     def entries(self, path: str) -> list[str]:
-        """Return the names in directory `path`; empty if it does not exist."""
+        """Return the names in directory `path`, or in the one that it links to; empty if missing."""
         if not self._holds("-d", path):
             return []
-        printed = self.run(["find", path, "-mindepth", "1", "-maxdepth", "1", "-printf", "%f\\0"])
+        depth = ("-mindepth", "1", "-maxdepth", "1")
+        printed = self.run(["find", "-H", path, *depth, "-printf", "%f\\0"])
         return [name for name in printed.stdout.split("\0") if name]
 
     def tree(
@@ -230,7 +231,7 @@ class SshHost:
         """
         printed = self.run(
             [
-                *("find", root, "-mindepth", "1", "-maxdepth", str(depth)),
+                *("find", "-H", root, "-mindepth", "1", "-maxdepth", str(depth)),
                 *(*_called(without), "-prune", "-o", "-printf", "%P\\0%Y%T@\\0"),
                 *(*_called(contents), "-exec", "grep", "-azZH", "-e", "", "--", "{}", "+"),
             ]

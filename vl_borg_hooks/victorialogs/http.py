@@ -26,6 +26,10 @@ _METRIC_LINE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
+class Unanswered(OperatorError):
+    """Nothing answers, or what answers can't serve (HTTP 5xx), as a proxy whose server is down."""
+
+
 class NotVictoriaLogs(OperatorError):
     """What answers is not VictoriaLogs, or one that has no data of its own."""
 
@@ -61,7 +65,10 @@ class Client:
             return False
 
     def require_healthy(self) -> None:
-        """Raise OperatorError, which says why, unless `GET /health` answers OK."""
+        """Raise OperatorError, which says why, unless `GET /health` answers OK.
+
+        It is Unanswered if that may be a VictoriaLogs that is ill.
+        """
         answer = self._request("/health").strip()
         if answer != "OK":
             raise NotVictoriaLogs(
@@ -168,11 +175,12 @@ class Client:
                 body: bytes = response.read()
         except urllib.error.HTTPError as error:
             needs_key = error.code == HTTPStatus.UNAUTHORIZED and option
-            raise OperatorError(
+            is_ill = error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
+            raise (Unanswered if is_ill else OperatorError)(
                 f"{self.url}{path} answered with {error}",
                 hint=f"see auth_keys: {option}: in the config, or http_auth:" if needs_key else "",
             ) from None
         except (OSError, HTTPException, ValueError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise OperatorError(f"{self.url}{path} did not answer: {reason}") from None
+            raise Unanswered(f"{self.url}{path} did not answer: {reason}") from None
         return body.decode("utf-8", "backslashreplace")

@@ -34,6 +34,8 @@ def rows_by_day(host: Host, data_directory: str) -> dict[str, int]:
 
     A running server also has rows in memory, for some seconds.
     """
+    if not _exists(host, data_directory):
+        return {}
     for attempt in range(1, ATTEMPTS + 1):
         try:
             tree = host.tree(
@@ -53,6 +55,8 @@ def rows_by_day(host: Host, data_directory: str) -> dict[str, int]:
 
 def has_deletions(host: Host, data_directory: str) -> bool:
     """Say whether VictoriaLogs has still to delete rows there, which it does as soon as it runs."""
+    if not _exists(host, data_directory):
+        return False
     try:
         tree = host.tree(
             data_directory, depth=1, contents=[DELETE_TASKS], without=[*NOT_REPLACED, PARTITIONS]
@@ -64,6 +68,8 @@ def has_deletions(host: Host, data_directory: str) -> bool:
 
 def deleted_since(host: Host, data_directory: str, moment: float) -> bool:
     """Say whether rows were deleted, or their deletion was asked for, after `moment` (since 1970)."""
+    if not _exists(host, data_directory):
+        return False
     try:
         tree = host.tree(data_directory, depth=1, contents=[], without=[*NOT_REPLACED, PARTITIONS])
         return tree.modified(DELETE_TASKS) > moment * 1e9
@@ -74,6 +80,11 @@ def deleted_since(host: Host, data_directory: str, moment: float) -> bool:
 def disk_bytes(host: Host, directory: str) -> int:
     """Return how many bytes `directory` takes on the disk; raises OperatorError."""
     return int(host.run(["du", "-s", "--block-size=1", "--", directory]).stdout.split()[0])
+
+
+def _exists(host: Host, directory: str) -> bool:
+    """Say whether there is anything at `directory`: on a new machine there is not."""
+    return host.identity(directory) is not None
 
 
 def _partitions(tree: Tree) -> list[str]:
