@@ -143,8 +143,18 @@ def test_detached_days_are_detached_again_after_a_kill_too(ready: Site, killer: 
     assert messages(ready.server.rows()) == served
 
 
-@pytest.mark.parametrize("command", ["before-create", "restore"])
-@pytest.mark.parametrize("who", ["nobody", "another instance", "another with a key"])
+# If nobody answers, that may be ours, which is ill: a reason to restore.
+@pytest.mark.parametrize(
+    ("who", "command"),
+    [
+        ("nobody", "before-create"),
+        *(
+            (who, command)
+            for who in ("another instance", "another with a key")
+            for command in ("before-create", "restore")
+        ),
+    ],
+)
 def test_a_url_of_another_server_is_found_out_at_once(
     ready: Site, killer: Killer, make_site: MakeSite, who: str, command: str
 ) -> None:
