@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -158,5 +159,15 @@ def test_what_may_be_a_server_that_is_ill_is_told_from_what_is_another(
     with serving(status=status) as (url, _), pytest.raises(OperatorError) as caught:
         Client(url).require_healthy()
     assert isinstance(caught.value, Unanswered) is may_be_ill
-    with pytest.raises(Unanswered):
+
+
+def test_where_nobody_listens_is_no_server_that_is_ill_and_one_that_hangs_up_may_be() -> None:
+    with pytest.raises(OperatorError) as caught:
         Client(f"http://127.0.0.1:{free_port()}").require_healthy()
+    assert not isinstance(caught.value, Unanswered)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        hangs_up = threading.Thread(target=lambda: server.accept()[0].close())
+        hangs_up.start()
+        with pytest.raises(Unanswered):
+            Client(f"http://127.0.0.1:{server.getsockname()[1]}").require_healthy()
+        hangs_up.join()

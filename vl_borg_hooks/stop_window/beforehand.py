@@ -65,7 +65,10 @@ def require_url(target: Target) -> None:
     holder = lock.holder(target.host, target.data_directory)
     if client is None or holder is None:
         return
-    hint = f"correct url: it is how we see that VictoriaLogs serves {target.instance.data_path}"
+    hint = (
+        f"correct url: it is how we see that VictoriaLogs serves {target.instance.data_path}; or, if "
+        "VictoriaLogs is ill, stop it first"
+    )
     try:
         client.require_healthy()
     except OperatorError as error:

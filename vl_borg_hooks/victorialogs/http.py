@@ -27,7 +27,7 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 class Unanswered(OperatorError):
-    """Nothing answers, or what answers can't serve (HTTP 5xx), as a proxy whose server is down."""
+    """What is there gives no answer, or can't serve (HTTP 5xx), as a proxy whose server is down."""
 
 
 class NotVictoriaLogs(OperatorError):
@@ -182,5 +182,8 @@ class Client:
             ) from None
         except (OSError, HTTPException, ValueError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise Unanswered(f"{self.url}{path} did not answer: {reason}") from None
+            is_nobody = isinstance(reason, (ConnectionRefusedError, socket.gaierror))
+            raise (OperatorError if is_nobody else Unanswered)(
+                f"{self.url}{path} did not answer: {reason}"
+            ) from None
         return body.decode("utf-8", "backslashreplace")
