@@ -1,8 +1,8 @@
 """The whole backup: before-create and borg create, against the documented script and borg create.
 
 A first run, and a second after a few rows more, each from nothing in every repetition. Wall time until
-VictoriaLogs is healthy again and the archive is made,
-bytes read and written by all processes of it, and for how many files Borg's files cache hit.
+VictoriaLogs is healthy again and the archive is made, bytes read and written by all processes of it,
+and for how many files Borg's files cache hit.
 """
 
 from __future__ import annotations
