@@ -18,11 +18,14 @@ import os
 import threading
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path
-from typing import final
+from typing import TypeAlias, final
 
 import xxhash
 
@@ -39,8 +42,12 @@ from vl_borg_hooks.victorialogs.parts import is_part, partition_of
 # Below an instance's state directory: the checksum of the inventory, when the copy was last looked
 # at, and the stamp of each line's directory.
 STAMPS = "stamps"
+# So many threads look at directories, each at so many at once.
+LOOKERS = 4
+LOOKED_AT_ONCE = 32
 _INT64 = "q"
 _NONE = -1
+_Contents: TypeAlias = tuple[int, dict[str, os.stat_result], int]
 
 
 @final
@@ -146,15 +153,14 @@ class LastPublished:
         processes.make_idle(threading.get_native_id())
         started, limit, result = time.time(), too_young(), Look()
         listed = directories = unseen = 0
-        for number, directory in enumerate(self._read()):
+        for number, (directory, contents) in enumerate(_look_ahead(self._copy.data, self._read())):
             if ended.is_set():
                 return Look()
             listed += 1
-            try:
-                changed, statuses, inner = _look_into(f"{self._copy.data}/{directory.path}")
-            except OSError:
+            if contents is None:
                 unseen += 1
                 continue
+            changed, statuses, inner = contents
             directories += inner
             if is_gone(directory.path):
                 continue
@@ -283,20 +289,54 @@ def _is_due(path: str, every: float, last: float, now: float) -> bool:
     return (now - moment) // every != (last - moment) // every
 
 
-def _look_into(directory: str) -> tuple[int, dict[str, os.stat_result], int]:
+def _look_ahead(
+    data: Path, directories: Iterator[Directory]
+) -> Iterator[tuple[Directory, _Contents | None]]:
+    """Yield `directories` with what is in them now; None for one that can't be read.
+
+    Some threads look ahead: one alone would mostly wait for the disk.
+    """
+
+    def look_into(some: list[Directory]) -> list[_Contents | None]:
+        return [_look_into(f"{data}/{directory.path}") for directory in some]
+
+    with ThreadPoolExecutor(LOOKERS, initializer=_be_idle) as lookers:
+        pending: deque[tuple[list[Directory], Future[list[_Contents | None]]]] = deque()
+        try:
+            while True:
+                some = list(islice(directories, LOOKED_AT_ONCE))
+                if some:
+                    pending.append((some, lookers.submit(look_into, some)))
+                if not pending:
+                    return
+                if len(pending) > LOOKERS or not some:
+                    first, contents = pending.popleft()
+                    yield from zip(first, contents.result(), strict=True)
+        finally:
+            lookers.shutdown(cancel_futures=True)
+
+
+def _be_idle() -> None:
+    processes.make_idle(threading.get_native_id())
+
+
+def _look_into(directory: str) -> _Contents | None:
     """Return when `directory` last changed, its files in order, and how many directories it has.
 
-    Nanoseconds since 1970. Raises OSError.
+    Nanoseconds since 1970. None if it can't be read.
     """
-    changed = os.stat(directory, follow_symlinks=False).st_ctime_ns
     directories = 0
     statuses: dict[str, os.stat_result] = {}
-    with os.scandir(directory) as entries:
-        for entry in sorted(entries, key=attrgetter("name")):
-            if entry.is_dir(follow_symlinks=False):
-                directories += 1
-            else:
-                statuses[entry.name] = entry.stat(follow_symlinks=False)
+    try:
+        changed = os.stat(directory, follow_symlinks=False).st_ctime_ns
+        with os.scandir(directory) as entries:
+            for entry in sorted(entries, key=attrgetter("name")):
+                if entry.is_dir(follow_symlinks=False):
+                    directories += 1
+                else:
+                    statuses[entry.name] = entry.stat(follow_symlinks=False)
+    except OSError:
+        return None
     return changed, statuses, directories
 
 
