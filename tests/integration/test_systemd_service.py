@@ -31,7 +31,7 @@ def _own_systemctl(systemd: parts.Systemd, monkeypatch: pytest.MonkeyPatch) -> I
 def test_the_answer_is_of_the_server_that_has_stopped(
     systemd: parts.Systemd, status: int, expected: str
 ) -> None:
-    """It is waited for only after the next start was asked for."""
+    """Not of the next one, which clears it."""
     script = f"trap 'kill $!; exit {status}' TERM; sleep 600 & wait"
     systemd.write_unit(UNIT, f'[Service]\nExecStart=/bin/sh -c "{script}"\n')
     service = services.from_config(UNIT, LocalHost())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 
@@ -18,6 +20,8 @@ from vl_borg_hooks.system.hosts import Host, Owner
 ANSWER_SECONDS = 30
 SETTLE_SECONDS = 90
 POLL_SECONDS = 0.05
+# How long a start waits for the answer to how the unit has ended.
+LONGEST_WAIT_SECONDS = 1
 
 
 class SystemdOptions(BaseModel):
@@ -41,6 +45,8 @@ class Systemd(ServiceManager):
         self._host = host
         self._prefix = options.command_prefix or ()
         self._start_asked = False
+        # The systemctl that asks how the unit has ended.
+        self._asking: processes.Beside | None = None
 
     @property
     def description(self) -> str:
@@ -84,6 +90,11 @@ class Systemd(ServiceManager):
         """
         if self._start_asked:
             self._systemctl("reset-failed", ok=range(256))
+        if self._asking:
+            # On a busy machine, it could come after this start, and be told of the next server.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._asking.wait(LONGEST_WAIT_SECONDS)
+            self._asking = None
         self._start_asked = True
         self._systemctl("start", "--no-block")
 
@@ -101,11 +112,11 @@ class Systemd(ServiceManager):
     def ask_how_it_ended(self) -> Callable[[], str] | None:
         """Begin to ask for the unit's result, and the exit status of its main process.
 
-        The next start clears them. systemd works through what it is asked in order, and is asked for
-        that start later, by another systemctl.
+        The next start clears them, so `start` waits until systemd has answered. It is asked while
+        VictoriaLogs is stopped, and mostly has answered by then.
         """
         argv = self._argv("show", "--property=Result,ExecMainCode,ExecMainStatus")
-        asked = self._host.begin(argv)
+        self._asking = asked = self._host.begin(argv)
 
         def answer() -> str:
             said = _properties(processes.output(asked, ENDED_SECONDS))
