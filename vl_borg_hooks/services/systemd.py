@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 
@@ -92,8 +90,7 @@ class Systemd(ServiceManager):
             self._systemctl("reset-failed", ok=range(256))
         if self._asking:
             # On a busy machine, it could come after this start, and be told of the next server.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._asking.wait(LONGEST_WAIT_SECONDS)
+            processes.wait(self._asking, LONGEST_WAIT_SECONDS)
             self._asking = None
         self._start_asked = True
         self._systemctl("start", "--no-block")

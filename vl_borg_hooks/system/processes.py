@@ -113,6 +113,12 @@ def output(process: Beside, seconds: float) -> str:
             return ""
 
 
+def wait(process: Beside, seconds: float) -> None:
+    """Wait until `process` has ended, for `seconds` at most. It must not print more than a pipe holds."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+
+
 def watch(pid: int) -> Callable[[], int | None] | None:
     """Return what tells how process `pid`, which need not be ours, has ended; None if nothing can.
 
