@@ -85,6 +85,7 @@ class _Peak(threading.Thread):
                 return
             # Until its exec, the child is still a copy of us: a lower peak later is the program's.
             self.bytes = int(found[1]) * 1024
+            # A sample: nothing tells when the peak has grown.
             time.sleep(POLL_SECONDS)
 
 

@@ -104,6 +104,7 @@ def main(url: str, result: str) -> None:
         if answered and not answers:
             print("writing", flush=True)
         answers.append((time.monotonic(), answered))
+        # It is the measure itself: one request every INTERVAL_SECONDS.
         time.sleep(INTERVAL_SECONDS)
     Path(result).write_text(json.dumps(answers))
 

@@ -26,6 +26,7 @@ from vl_borg_hooks.staging.inventory import Totals
 from vl_borg_hooks.staging.manifest import Manifest
 from vl_borg_hooks.staging.walk import hashed, walk
 from vl_borg_hooks.system.log import logger
+from vl_borg_hooks.system.ssh import SshHost
 
 # Whether the tests take the time to try all that they can: hours.
 ALL_KILLS = bool(os.environ.get("VL_BORG_HOOKS_ALL_KILLS"))
@@ -156,6 +157,14 @@ def write_inventory(copy: StagingCopy, *, linked: bool = False) -> Totals:
     totals = copy.write_inventory(hashed(copy.data, walk(copy.data, linked=linked), []))
     copy.use_new_inventory()
     return totals
+
+
+def far_host(directory: Path) -> SshHost:
+    """Another machine: this one, by a stand-in for ssh in `directory`."""
+    program = directory / "ssh"
+    program.write_text(FAKE_SSH)
+    program.chmod(0o755)
+    return SshHost("user@host", (str(program),))
 
 
 def make_backup(directory: Path, **instance: object) -> Backup:

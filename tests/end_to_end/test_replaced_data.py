@@ -282,6 +282,7 @@ def test_rows_that_were_taken_before_a_restore_failed_are_kept(site: Site) -> No
 import pathlib, time, urllib.request
 if not pathlib.Path({str(site.data / "partitions/20260103")!r}).exists():
     headers = {{"Content-Type": "application/stream+json"}}
+    # Asked again and again: no event tells a client that a server listens.
     while True:
         try:
             request = urllib.request.Request({url!r}, {row.encode()!r}, headers)

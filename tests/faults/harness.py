@@ -193,6 +193,18 @@ def leftovers(site: Site) -> list[psutil.Process]:
     return found
 
 
+def systemctl_that_cannot_stop(site: Site) -> str:
+    """A directory with a systemctl that is denied to stop anything."""
+    directory = site.root / "bin"
+    directory.mkdir()
+    real = shutil.which("systemctl", path=site.environment["PATH"])
+    (directory / "systemctl").write_text(
+        f'#!/bin/sh\n[ "$1" != stop ] || {{ echo "Access denied" >&2; exit 4; }}\nexec {real} "$@"\n'
+    )
+    (directory / "systemctl").chmod(0o755)
+    return str(directory)
+
+
 def settle(site: Site, fired: float) -> float:
     """Wait until VictoriaLogs is healthy and nothing of the run is left that could change it.
 

@@ -27,6 +27,7 @@ from tests.faults.harness import (
     copy_is_whole_or_unpublished,
     messages,
     settle,
+    systemctl_that_cannot_stop,
 )
 from tests.faults.test_other_faults import command_service, server_process, starts
 from tests.parts.ports import free_port
@@ -146,15 +147,8 @@ def test_detached_days_are_detached_again_after_a_kill_too(ready: Site, killer: 
 def test_days_that_are_still_detached_after_a_stop_that_failed_are_no_news(ready: Site) -> None:
     ready.write_config(detached_days="detach")
     ready.server.detach("20260102")
-    directory = ready.root / "bin"
-    directory.mkdir()
-    real = shutil.which("systemctl", path=ready.environment["PATH"])
-    (directory / "systemctl").write_text(
-        f'#!/bin/sh\n[ "$1" != stop ] || {{ echo "Access denied" >&2; exit 4; }}\nexec {real} "$@"\n'
-    )
-    (directory / "systemctl").chmod(0o755)
     # Not by the killer, which has no warnings printed.
-    path = f"PATH={directory}:{ready.environment['PATH']}"
+    path = f"PATH={systemctl_that_cannot_stop(ready)}:{ready.environment['PATH']}"
     hooks = [sys.executable, "-m", "vl_borg_hooks", "--config", str(ready.config)]
     run = ready.run("env", path, *hooks, "before-create", check=False)
     assert "Access denied; VictoriaLogs is running" in run.stderr

@@ -38,6 +38,7 @@ from tests.faults.harness import (
     make_rows,
     messages,
     settle,
+    systemctl_that_cannot_stop,
 )
 from tests.faults.killer_plugin import MESSAGE
 from tests.parts.command_service import write_service
@@ -292,15 +293,9 @@ def test_a_server_that_stops_later_than_we_wait(ready: Site, killer: Killer) -> 
 def test_a_stop_command_that_fails(ready: Site, killer: Killer) -> None:
     row = Row("the stop command fails", ("Access denied", "VictoriaLogs is running"), "unpublished")
     before = starts(ready)
-    directory = ready.root / "bin"
-    directory.mkdir()
-    real = shutil.which("systemctl", path=ready.environment["PATH"])
-    (directory / "systemctl").write_text(
-        f'#!/bin/sh\n[ "$1" != stop ] || {{ echo "Access denied" >&2; exit 4; }}\nexec {real} "$@"\n'
-    )
-    (directory / "systemctl").chmod(0o755)
+    directory = systemctl_that_cannot_stop(ready)
     began = time.monotonic()
-    run = killer.run(ready, "before-create", path=str(directory))
+    run = killer.run(ready, "before-create", path=directory)
     assert time.monotonic() - began < RECOVERY_SECONDS
     assert starts(ready) == before, "was stopped"
     row.judge(ready, run)
@@ -397,6 +392,7 @@ def test_a_part_that_vanishes_in_the_final_pass(
         table = {str(ready.data / "partitions" / "20260301" / "datadb")!r}
         parts = [entry.path for entry in os.scandir(table) if entry.is_dir()]
         receiving = pathlib.Path(staging, "partitions", "20260201", "datadb")
+        # Polled: this rsync runs as a program of its own, with nothing that watches a directory.
         while not any(receiving.glob("*/.*")) and copying.poll() is None:
             time.sleep(0.01)
         for part in parts:

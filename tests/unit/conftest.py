@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+from tests.support import far_host
+from vl_borg_hooks.system.hosts import Host
+from vl_borg_hooks.system.local import LocalHost
+
+
+@pytest.fixture(params=["here", "over ssh"])
+def host(request: pytest.FixtureRequest, tmp_path: Path) -> Host:
+    """This machine, and another: what holds for one holds for both."""
+    return LocalHost() if request.param == "here" else far_host(tmp_path)
 
 
 def _refused(name: str) -> Callable[[], None]:

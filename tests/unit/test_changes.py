@@ -12,22 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.support import FAKE_SSH
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.system.hosts import Host
 from vl_borg_hooks.system.local import LocalHost
-from vl_borg_hooks.system.ssh import SshHost
 from vl_borg_hooks.victorialogs import changes, freeze
-
-
-@pytest.fixture(params=["here", "over ssh"])
-def host(request: pytest.FixtureRequest, tmp_path: Path) -> Host:
-    if request.param == "here":
-        return LocalHost()
-    program = tmp_path / "ssh"
-    program.write_text(FAKE_SSH)
-    program.chmod(0o755)
-    return SshHost("user@host", (str(program),))
 
 
 @pytest.fixture

@@ -23,16 +23,6 @@ from vl_borg_hooks.system.ssh import SshHost
 from vl_borg_hooks.victorialogs import lock
 
 
-@pytest.fixture(params=["this machine", "another"])
-def host(request: pytest.FixtureRequest, tmp_path: Path) -> Host:
-    if request.param == "this machine":
-        return LocalHost()
-    program = tmp_path / "ssh"
-    program.write_text(FAKE_SSH)
-    program.chmod(0o755)
-    return SshHost("user@host", (str(program),))
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return make_data(tmp_path / "data")

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,10 +47,10 @@ def state(tmp_path: Path) -> RunRecords:
 
 
 @contextmanager
-def other_run(state: RunRecords) -> Iterator[subprocess.Popen[str]]:
-    """Have another process hold the run lock."""
+def other_run(state: RunRecords, script: str = HOLD) -> Iterator[subprocess.Popen[str]]:
+    """Have another process hold the run lock, as `script` does."""
     pipe = subprocess.PIPE
-    argv = [sys.executable, "-c", HOLD, str(state.directory.parent)]
+    argv = [sys.executable, "-c", script, str(state.directory.parent)]
     with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "held\n"
@@ -106,16 +106,9 @@ while True:
 """
 
 
-@contextmanager
-def guard_that_tries(state: RunRecords) -> Iterator[subprocess.Popen[str]]:
+def guard_that_tries(state: RunRecords) -> AbstractContextManager[subprocess.Popen[str]]:
     """Have another process hold the run lock as a guard that tries: a line from us ends one try."""
-    pipe = subprocess.PIPE
-    argv = [sys.executable, "-c", RECOVER, str(state.directory.parent)]
-    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
+    return other_run(state, RECOVER)
 
 
 @pytest.mark.timeout(60)

@@ -9,22 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import FAKE_SSH, make_data
+from tests.support import make_data
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.system.hosts import Host, Tree
 from vl_borg_hooks.system.local import LocalHost
-from vl_borg_hooks.system.ssh import SshHost
 from vl_borg_hooks.victorialogs import stored
-
-
-@pytest.fixture(params=["local", "ssh"])
-def host(request: pytest.FixtureRequest, tmp_path: Path) -> Host:
-    if request.param == "local":
-        return LocalHost()
-    program = tmp_path / "ssh"
-    program.write_text(FAKE_SSH)
-    program.chmod(0o755)
-    return SshHost("u@h", (str(program),))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.system import commands
-from vl_borg_hooks.system.files import nearest_device
+from vl_borg_hooks.system.files import same_filesystem
 
 if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance, LoadedConfig
@@ -98,7 +98,7 @@ def _quiet(instances: Sequence[Instance]) -> str:
 def _may_hard_link(instance: Instance) -> bool:
     """Say whether the staging copy of `instance` is on the filesystem of its data."""
     data = instance.host.local_path(instance.data_directory)
-    return data is not None and nearest_device(data) == nearest_device(Path(instance.staging_path))
+    return data is not None and same_filesystem(data, Path(instance.staging_path))
 
 
 def _has_version(program: str, least: tuple[int, ...]) -> bool:

@@ -11,6 +11,7 @@ from vl_borg_hooks.plugin import hookimpl
 from vl_borg_hooks.plugin.checks import Check, check
 from vl_borg_hooks.plugin.context import Backup, Restore, Target
 from vl_borg_hooks.stop_window.found import answering
+from vl_borg_hooks.system import files
 from vl_borg_hooks.transfer import reflink
 from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import changes, flags
@@ -48,14 +49,12 @@ def _is_data(backup: Backup) -> bool:
 
 def _on_one_filesystem(backup: Backup) -> bool:
     """Say whether the copy will share the data's files; its directory may not exist yet."""
-    return _device(backup.instance.staging_path) == _device(backup.data_directory)
+    return files.same_filesystem(Path(backup.instance.staging_path), Path(backup.data_directory))
 
 
 def _can_reflink(backup: Backup) -> bool:
     """Say whether the copy can share the data's bytes, as between two subvolumes of one btrfs."""
-    nearest = Path(backup.instance.staging_path)
-    while not nearest.exists():
-        nearest = nearest.parent
+    nearest = files.nearest_existing(Path(backup.instance.staging_path))
     return reflink.is_possible(f"{backup.data_directory}/{LOCK_FILE}", str(nearest))
 
 
@@ -142,10 +141,3 @@ def _size(part: str) -> int:
             return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
     except FileNotFoundError:
         return 0
-
-
-def _device(path: str) -> int:
-    """Return the filesystem that `path` is on, or will be on when it is made."""
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    return os.stat(path).st_dev

@@ -123,11 +123,16 @@ def private_directory(path: Path, *, holds: frozenset[str] = frozenset()) -> Non
         )
 
 
-def nearest_device(path: Path) -> int:
-    """Return the filesystem that `path` is on, or will be on when it is made."""
-    while not path.exists():
+def nearest_existing(path: Path) -> Path:
+    """Return `path`, or the nearest of its parents that exists."""
+    while not path.exists() and path != path.parent:
         path = path.parent
-    return path.stat().st_dev
+    return path
+
+
+def same_filesystem(one: Path, other: Path) -> bool:
+    """Say whether two paths are on one filesystem, or will be when they are made."""
+    return nearest_existing(one).stat().st_dev == nearest_existing(other).stat().st_dev
 
 
 def private(path: str, flags: int) -> int:

@@ -11,6 +11,10 @@ may still be held outside (all measured on Linux 6.18).
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
+from vl_borg_hooks.system.hosts import FileLocked
+
 # What readlink(1) prints of /proc/self/ns/pid outside of all containers (PROC_PID_INIT_INO in
 # the kernel's linux/proc_ns.h): for a process there, /proc/locks shows all locks.
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"
@@ -35,6 +39,18 @@ def holder(listed: str, file: str) -> int | None:
         if len(words) > 5 and words[1] == "FLOCK" and words[5] == file:
             return max(int(words[4]), UNKNOWN)
     return None
+
+
+def holder_by_trying(lock: AbstractContextManager[None]) -> int | None:
+    """Take `lock` for a moment: return UNKNOWN if another process holds it, None if none does.
+
+    Only if the list can't tell.
+    """
+    try:
+        with lock:
+            return None
+    except FileLocked:
+        return UNKNOWN
 
 
 def device_of_mount(mounts: str, mount: str) -> str:

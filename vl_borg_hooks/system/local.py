@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import final
 
 from vl_borg_hooks.errors import CommandFailed, OperatorError
-from vl_borg_hooks.system import commands, flocks, processes
+from vl_borg_hooks.system import commands, files, flocks, processes
 from vl_borg_hooks.system.hosts import FileLocked, Owner
 from vl_borg_hooks.system.processes import Beside
 
@@ -177,11 +177,7 @@ class LocalHost:
                 return holder
             if os.readlink("/proc/self/ns/pid") == flocks.INITIAL_PID_NAMESPACE:
                 return None
-        try:
-            with self.flock(path):
-                return None
-        except FileLocked:
-            return flocks.UNKNOWN
+        return flocks.holder_by_trying(self.flock(path))
 
     def identity(self, path: str) -> tuple[int, int] | None:
         """Return device and inode of `path`, or of what it links to; None if it can't be seen."""
@@ -282,7 +278,7 @@ class LocalHost:
 
     def free_bytes(self, path: str) -> int:
         """Return how many bytes may be written to the filesystem of `path`."""
-        status = os.statvfs(_nearest_existing(path))
+        status = os.statvfs(files.nearest_existing(Path(path)))
         return status.f_bavail * status.f_frsize
 
 
@@ -317,14 +313,6 @@ def _link(source: str, link: str) -> None:
     with os.scandir(source) as entries:
         for entry in entries:
             _link(entry.path, f"{link}/{entry.name}")
-
-
-def _nearest_existing(path: str) -> Path:
-    """Return `path` or the nearest of its parents that exists."""
-    candidate = Path(path)
-    while not candidate.exists() and candidate != candidate.parent:
-        candidate = candidate.parent
-    return candidate
 
 
 def _file_error(action: str, path: str, error: OSError) -> OperatorError:

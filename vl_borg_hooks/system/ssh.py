@@ -293,11 +293,7 @@ class SshHost:
                 return holder
             if namespace == flocks.INITIAL_PID_NAMESPACE and ALL_LISTED in listed:
                 return None
-        try:
-            with self.flock(path):
-                return None
-        except FileLocked:
-            return flocks.UNKNOWN
+        return flocks.holder_by_trying(self.flock(path))
 
     def identity(self, path: str) -> tuple[int, int] | None:
         """Return device and inode of `path`, or of what it links to; None if it can't be seen."""
