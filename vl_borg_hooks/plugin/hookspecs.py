@@ -59,8 +59,9 @@ def plugin_options() -> Mapping[str, type[BaseModel]]:  # type: ignore[empty-bod
 def before_backup(backup: Backup) -> None:
     """Prepare for the backup of this instance; nothing was checked or changed yet.
 
-    Called for every instance before anything else. An exception ends the run, as a failed check
-    does; `after_backup` is called.
+    Called for every instance before anything else, but not for one whose copy this same borgmatic has
+    had published already, for another config file. An exception ends the run, as a failed check does;
+    `after_backup` is called.
     """
 
 
@@ -166,8 +167,9 @@ def after_backup(
 def after_release(release: Release) -> None:
     """React to the end of borgmatic: the staging copy may change again.
 
-    Called by `after-create`, for every instance that it releases, also after a failure. An
-    exception makes `after-create` fail; the lease is released before that.
+    Called by `after-create`, for every instance that it releases, also after a failure, and again for
+    each config file of a borgmatic. An exception makes `after-create` fail; the lease is released
+    before that.
     """
 
 
