@@ -16,6 +16,7 @@ import pytest
 
 from tests.parts.waiting import wait_until
 from vl_borg_hooks.runs import caller
+from vl_borg_hooks.runs.holder import Holder
 from vl_borg_hooks.system import processes
 
 pytestmark = pytest.mark.timeout(60)
@@ -148,3 +149,35 @@ def test_a_person_is_told_by_a_shell_with_no_command(place: Place) -> None:
             assert found
             assert caller._is_for_a_person(found) is expected, argv
             process.kill()
+
+
+def in_a_service(
+    monkeypatch: pytest.MonkeyPatch, above: list[processes.Process], members: set[int]
+) -> Holder:
+    """Return the caller in a service with `members`, below `above` and the first process of all."""
+    first = processes.look(1)
+    monkeypatch.setattr(caller, "_above_us", lambda: (above, first))
+    monkeypatch.setattr(processes, "service_directory", lambda: Path("/fs/plain.service"))
+    monkeypatch.setattr(processes, "is_in", lambda pid, _: pid in members)
+    return caller.calling_process()
+
+
+def test_a_service_is_the_holder_if_it_runs_us_or_our_script(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    us = processes.look(os.getpid())
+    assert us
+    for above in ([], [us]):
+        found = in_a_service(monkeypatch, above, {us.pid})
+        assert (found.pid, found.service, found.is_limited) == (0, "/fs/plain.service", False)
+        assert found.command == "plain.service"
+
+
+def test_the_service_of_a_daemon_that_runs_jobs_is_not_the_holder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As cron does, in a session of their own.
+    us = processes.look(os.getpid())
+    assert us
+    found = in_a_service(monkeypatch, [us], {us.pid, 1})
+    assert (found.pid, found.service) == (us.pid, "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import signal
+from pathlib import Path
 
 import psutil
 import pytest
@@ -99,3 +100,62 @@ def test_what_a_process_prints_is_waited_for_only_so_long() -> None:
     slow = processes.beside(["sleep", "60"], talks=True)
     assert processes.output(slow, 0.1) == ""
     assert slow.returncode == -signal.SIGKILL
+
+
+def cgroup(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *lines: str, holds: str, pid: int
+) -> None:
+    """Have us be in the control group that `lines` say, with `pid` in the directory `holds`."""
+    (tmp_path / "cgroup").write_text("".join(f"{line}\n" for line in lines))
+    monkeypatch.setattr(processes, "CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(processes, "CGROUPS", (f"{tmp_path}/fs", f"{tmp_path}/fs/systemd"))
+    directory = tmp_path / "fs" / holds
+    directory.mkdir(parents=True)
+    (directory / "cgroup.procs").write_text(f"{pid}\n")
+
+
+SERVICE = "system.slice/plain.service"
+USERS = "user.slice/user-1000.slice/user@1000.service/app.slice/plain.service"
+# Its own hierarchy, as before version 2 and beside it.
+OWN = ["0::/", "3:cpu:/", f"1:name=systemd:/{SERVICE}"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "holds", "expected"),
+    [
+        ([f"0::/{SERVICE}"], SERVICE, SERVICE),
+        (OWN, f"systemd/{SERVICE}", f"systemd/{SERVICE}"),
+        # A service that has groups of its own.
+        ([f"0::/{SERVICE}/deeper"], f"{SERVICE}/deeper", SERVICE),
+        ([f"0::/{USERS}"], USERS, USERS),
+    ],
+)
+def test_the_service_that_runs_us_is_known_by_its_control_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lines: list[str], holds: str, expected: str
+) -> None:
+    cgroup(monkeypatch, tmp_path, *lines, holds=holds, pid=os.getpid())
+    assert processes.service_directory() == tmp_path / "fs" / expected
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        # A session, a terminal of a user's desktop, a container, none.
+        "user.slice/user-0.slice/session-3.scope",
+        "user.slice/user-1000.slice/user@1000.service/app.slice/vte-spawn.scope",
+        "system.slice/docker-0123.scope",
+        "here",
+    ],
+)
+def test_what_is_no_service_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, group: str
+) -> None:
+    cgroup(monkeypatch, tmp_path, f"0::/{group}", holds=group, pid=os.getpid())
+    assert processes.service_directory() is None
+
+
+def test_a_service_whose_control_group_is_not_to_be_seen_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cgroup(monkeypatch, tmp_path, f"0::/{SERVICE}", holds=SERVICE, pid=2**30)
+    assert processes.service_directory() is None

@@ -368,6 +368,17 @@ def test_the_lease_of_a_service_is_held_as_long_as_another_process_of_it_runs(
     assert state.lease_holder()
 
 
+@pytest.mark.parametrize("name", ["\0", "", "/dev/null/x", "." * 5000])
+def test_a_lease_of_a_service_that_can_not_be_is_none(state: RunRecords, name: str) -> None:
+    state.take_lease(replace(Holder.of_service(Path("/")), service=f"/nowhere/{name}"))
+    assert state.lease_holder() is None
+
+
+@pytest.mark.parametrize("taken", [float("nan"), float("inf"), -1.0, 1e300])
+def test_an_age_that_can_not_be_is_none(taken: float) -> None:
+    assert replace(Holder.unknown(), taken=taken).age == 0
+
+
 def test_the_lease_of_a_service_ends_with_it(state: RunRecords, tmp_path: Path) -> None:
     service = group_of(tmp_path / "system.slice/plain.service", os.getpid())
     state.take_lease(Holder.of_service(service))
@@ -503,7 +514,10 @@ def test_a_journal_that_makes_no_sense_is_one_line_that_says_what_to_do(
             st.lists(inner, max_size=3)
             | st.dictionaries(
                 st.sampled_from(
-                    ["pid", "created", "command", "since", "found_running", "replaced"]
+                    [
+                        *("pid", "created", "command", "since", "found_running", "replaced"),
+                        *("boot", "taken", "service", "is_limited", "holder", "manifest_sha256"),
+                    ]
                 ),
                 inner,
             )
@@ -514,10 +528,11 @@ def test_a_journal_that_makes_no_sense_is_one_line_that_says_what_to_do(
 def test_any_content_of_the_state_is_read_or_refused(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as directory:
         state = records(Path(directory, "state"))
-        for name in ("lease.json", "journal.json", "run.lock"):
+        for name in ("lease.json", "journal.json", "run.lock", "published.json"):
             (state.directory / name).write_bytes(content)
         with contextlib.suppress(InvalidCopy):
             state.lease_holder()
+        assert state.published() is None
         with state.run_lock("recover", wait=0):
             try:
                 state.journal()

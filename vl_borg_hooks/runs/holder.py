@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -74,7 +75,8 @@ class Holder:
     @property
     def age(self) -> float:
         """For how many seconds it has held this; 0 if an older version wrote it."""
-        return max(_since_boot() - self.taken, 0) if self.taken and self.boot == _boot() else 0
+        now = _since_boot()
+        return now - self.taken if 0 < self.taken <= now and self.boot == _boot() else 0
 
     def is_same(self, other: Holder) -> bool:
         """Say whether this is the same process or service; of unknown ones nobody can tell."""
@@ -96,10 +98,9 @@ class Holder:
 
     def _service_goes_on(self) -> bool:
         """Say whether another process of the service runs, or is about to be started."""
-        directory = Path(self.service)
-        # systemd removes it as soon as the service has ended.
-        may_start = self.age < SERVICE_START_SECONDS and directory.is_dir()
-        return may_start or processes.others_in(directory)
+        # systemd removes the directory as soon as the service has ended.
+        may_start = self.age < SERVICE_START_SECONDS and os.path.isdir(self.service)
+        return may_start or processes.others_in(Path(self.service))
 
     def is_alive(self) -> bool:
         """Say whether that same process still runs."""

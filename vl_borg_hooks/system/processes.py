@@ -117,8 +117,8 @@ def is_in(pid: int, directory: Path) -> bool:
 def _in_group(directory: Path) -> set[int]:
     """Return the ids of the processes in a control group and those below it; empty if it is gone."""
     found: set[int] = set()
-    for listed in directory.rglob("cgroup.procs"):
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
+        for listed in directory.rglob("cgroup.procs"):
             found.update(map(int, listed.read_text(encoding="ascii").split()))
     return found
 
