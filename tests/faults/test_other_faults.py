@@ -1,4 +1,4 @@
-"""Faults that kill nobody: each is a row of the table in the README.
+"""Faults that kill nobody: each is a row of the table in docs/faults.md.
 
 What the user sees, the state of VictoriaLogs, the state of the copy; and no row is ever lost.
 """
