@@ -414,6 +414,7 @@ def test_a_run_that_is_ended_in_the_final_pass_leaves_the_server_running(
     before = site.content()
     # There is a copy of an earlier run, that must not be archived any more.
     site.backs_up()
+    assert site.command("after-create").returncode == 0
     blocked = BlockedRun(site)
     assert not site.server.running
     assert not site.published
