@@ -5,8 +5,8 @@ were when their content was hashed. Every run looks at each of them once, hashes
 be unchanged, and hashes the other directories in turn, so that all is read again within a set time.
 
 The hashes are in the inventory. In the instance's state directory we keep, for each of its lines, one
-number that stands for those names, sizes, inodes and ctimes. A million files are some 80,000
-directories.
+number that stands for those names, sizes, inodes and ctimes, and what its files add up to: most lines
+need not be parsed then. A million files are some 80,000 directories.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import threading
 import time
 from array import array
@@ -40,14 +41,18 @@ from vl_borg_hooks.victorialogs.layout import PARTITIONS
 from vl_borg_hooks.victorialogs.parts import is_part, partition_of
 
 # Below an instance's state directory: the checksum of the inventory, when the copy was last looked
-# at, and the stamp of each line's directory.
+# at, and of each line's directory the stamp, then of each the sums.
 STAMPS = "stamps"
 # So many threads look at directories, each at so many at once.
 LOOKERS = 4
 LOOKED_AT_ONCE = 32
 _INT64 = "q"
 _NONE = -1
+# The stamp and the sums, by the line of the inventory.
+_Columns: TypeAlias = "tuple[array[int], list[array[int]]]"
 _Contents: TypeAlias = tuple[int, dict[str, os.stat_result], int]
+# What is in some directories, and whether the disk was read for it.
+_Looked: TypeAlias = tuple[list[_Contents | None], bool]
 
 
 @final
@@ -55,12 +60,14 @@ class Notes:
     """What is kept about a copy that is being published."""
 
     def __init__(self) -> None:
-        self._stamps = array(_INT64)
+        self._stamps, self._sums = _columns(0)
 
     def taking(self, directories: Iterable[Directory]) -> Iterator[Directory]:
         """Yield `directories` unchanged, and take a note of each."""
         for directory in directories:
             self._stamps.append(directory.stamp)
+            for column, value in zip(self._sums, directory.sums, strict=True):
+                column.append(_NONE if value is None else value)
             yield directory
 
     def keep(self, state_directory: Path, inventory_sha256: str, looked_at: float) -> None:
@@ -69,7 +76,9 @@ class Notes:
         `looked_at` is when the copy was looked at, in seconds since 1970: what was due then was read.
         """
         header = f"{inventory_sha256} {int(looked_at)}\n".encode()
-        files.write_atomically(state_directory / STAMPS, header + self._stamps.tobytes())
+        columns = (self._stamps, *self._sums)
+        content = b"".join(column.tobytes() for column in columns)
+        files.write_atomically(state_directory / STAMPS, header + content)
 
 
 @dataclass
@@ -89,7 +98,7 @@ class LastPublished:
     """The last published copy; asked for its directories in the order of a walk."""
 
     def __init__(
-        self, copy: StagingCopy, manifest: Manifest | None, stamps: array[int], looked_at: int
+        self, copy: StagingCopy, manifest: Manifest | None, columns: _Columns, looked_at: int
     ) -> None:
         # When it was last looked at, in seconds since 1970.
         self.looked_at: float = looked_at
@@ -97,10 +106,10 @@ class LastPublished:
         self._manifest = manifest
         # By the line of the inventory. The time of the last change of each directory, and its sums,
         # are known only of those that this run has seen unchanged.
-        self._stamps = stamps
-        self._changed = array(_INT64, bytes(8 * len(stamps)))
-        self._sums = [array(_INT64, bytes(8 * len(stamps))) for _ in Sums._fields]
-        self._seen = bytearray(len(stamps))
+        self._stamps, self._sums = columns
+        lines = len(self._stamps)
+        self._changed = array(_INT64, bytes(8 * lines))
+        self._seen = bytearray(lines)
         self._directories: Iterator[Directory] | None = None
         self._next: Directory | None = None
         self._touched: set[str] = set()
@@ -124,7 +133,7 @@ class LastPublished:
         if kept:
             return cls(copy, manifest, *kept)
         # All of it has to be read, and is then known again.
-        return cls(copy, manifest, array(_INT64, bytes(8 * lines)), 0) if manifest else None
+        return cls(copy, manifest, _columns(lines), 0) if manifest else None
 
     def look(self, *, every: float, is_gone: Callable[[str], bool] = lambda _: False) -> Look:
         """Look at every file, and read what may have changed and what is due.
@@ -174,10 +183,10 @@ class LastPublished:
                     unseen += 1
                     continue
                 self._stamps[number] = now
+                for column, value in zip(self._sums, directory.sums, strict=True):
+                    column[number] = _NONE if value is None else value
             self._seen[number] = True
             self._changed[number] = changed if not inner and changed < limit else 0
-            for column, value in zip(self._sums, directory.sums, strict=True):
-                column[number] = _NONE if value is None else value
         self.looked_at = started
         # All listed ones are there. As many (without the top one) means that there are no others.
         result.is_as_published = not unseen and directories == listed - 1
@@ -294,26 +303,42 @@ def _look_ahead(
 ) -> Iterator[tuple[Directory, _Contents | None]]:
     """Yield `directories` with what is in them now; None for one that can't be read.
 
-    Some threads look ahead: one alone would mostly wait for the disk.
+    While that comes from the disk, some threads look ahead: one alone would mostly wait for it. While it
+    comes from memory, one alone is faster: several would wait for each other.
     """
+    pending: deque[tuple[list[Directory], Future[_Looked]]] = deque()
+    from_disk = True
 
-    def look_into(some: list[Directory]) -> list[_Contents | None]:
-        return [_look_into(f"{data}/{directory.path}") for directory in some]
+    def look_into(some: list[Directory]) -> _Looked:
+        before = _reads_of_this_thread()
+        contents = [_look_into(f"{data}/{directory.path}") for directory in some]
+        return contents, _reads_of_this_thread() > before
+
+    def finish(most_pending: int) -> Iterator[tuple[Directory, _Contents | None]]:
+        nonlocal from_disk
+        while len(pending) > most_pending:
+            first, looking = pending.popleft()
+            contents, from_disk = looking.result()
+            yield from zip(first, contents, strict=True)
 
     with ThreadPoolExecutor(LOOKERS, initializer=_be_idle) as lookers:
-        pending: deque[tuple[list[Directory], Future[list[_Contents | None]]]] = deque()
         try:
-            while True:
-                some = list(islice(directories, LOOKED_AT_ONCE))
-                if some:
+            while some := list(islice(directories, LOOKED_AT_ONCE)):
+                if from_disk:
                     pending.append((some, lookers.submit(look_into, some)))
-                if not pending:
-                    return
-                if len(pending) > LOOKERS or not some:
-                    first, contents = pending.popleft()
-                    yield from zip(first, contents.result(), strict=True)
+                    yield from finish(LOOKERS)
+                else:
+                    yield from finish(0)
+                    contents, from_disk = look_into(some)
+                    yield from zip(some, contents, strict=True)
+            yield from finish(0)
         finally:
             lookers.shutdown(cancel_futures=True)
+
+
+def _reads_of_this_thread() -> int:
+    """Return how often this thread has read from a disk (getrusage(2))."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
 
 
 def _be_idle() -> None:
@@ -340,17 +365,26 @@ def _look_into(directory: str) -> _Contents | None:
     return changed, statuses, directories
 
 
-def _kept(path: Path, checksum: str, lines: int) -> tuple[array[int], int] | None:
+def _columns(lines: int) -> _Columns:
+    """Return columns in which nothing is known of so many lines."""
+    return array(_INT64, bytes(8 * lines)), [array(_INT64, bytes(8 * lines)) for _ in Sums._fields]
+
+
+def _kept(path: Path, checksum: str, lines: int) -> tuple[_Columns, int] | None:
     """Return what the file `path` keeps of the inventory with that `checksum`, None if nothing."""
     try:
         header, _, content = path.read_bytes().partition(b"\n")
         of, when = header.decode().split()
         looked_at = int(when)
-        stamps = array(_INT64)
-        stamps.frombytes(content)
     except (OSError, ValueError):
         return None
-    return (stamps, looked_at) if of == checksum and len(stamps) == lines else None
+    stamps, sums = columns = _columns(lines)
+    size = 8 * lines
+    if of != checksum or len(content) != size * (1 + len(sums)):
+        return None
+    for number, column in enumerate((stamps, *sums)):
+        column[:] = array(_INT64, content[number * size : (number + 1) * size])
+    return columns, looked_at
 
 
 def _checksum(path: Path) -> tuple[str, int]:
