@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -66,7 +67,7 @@ def _look(hooks: Hooks, backups: Sequence[Backup]) -> None:
     for backup in backups:
         with explained(backup):
             require(backup, hooks.backup_checks(backup))
-        backup.reporter.say(f"ready: {describe_state(backup)}")
+        backup.reporter.result(f"ready: {describe_state(backup)}")
 
 
 def _back_up_all(hooks: Hooks, backups: Sequence[Backup], holder: Holder) -> None:
@@ -80,7 +81,10 @@ def _back_up_all(hooks: Hooks, backups: Sequence[Backup], holder: Holder) -> Non
         for backup in backups:
             with explained(backup):
                 recover(hooks, backup)
+                started = time.monotonic()
                 require(backup, hooks.backup_checks(backup))
+                seconds = time.monotonic() - started
+                backup.reporter.say(f"ready: {describe_state(backup)}; checked in {seconds:.2f} s")
         may_be_published = True
         for outcome in outcomes:
             with explained(outcome.backup):
@@ -125,8 +129,8 @@ def _back_up_one(hooks: Hooks, outcome: _Outcome) -> None:
     backup.staging.unpublish()
     outcome.copied = hooks.make_copy(backup)
     outcome.manifest = manifest = hooks.publish(backup, outcome.copied)
-    backup.reporter.say(
-        f"published: {manifest.rows} rows, {manifest.files} files, "
+    backup.reporter.result(
+        f"published: {manifest.rows:,} rows, {manifest.files:,} files, "
         f"{human_bytes(manifest.bytes)}; {_downtime(backup)}"
     )
 
