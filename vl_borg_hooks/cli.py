@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +20,15 @@ from vl_borg_hooks.system.log import logger
 if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance, LoadedConfig
 
+VERBOSITIES = tuple(sorted(log.LEVELS))
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv` and return its exit status: 0, 1, or 75 for a run to skip."""
     _open_standard_streams()
-    arguments = _parser().parse_args(argv)
-    log.set_up(arguments.verbosity)
+    arguments = _parse(sys.argv[1:] if argv is None else argv)
+    verbosity = arguments.verbosity or 0
+    log.set_up(verbosity)
     signals.install()
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
@@ -34,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (signals.Interrupted, Exception) as caught:  # noqa: BLE001 - an operator always gets a line
         error = signals.failure(caught)
-        if arguments.verbosity > 1 and not isinstance(caught, signals.Interrupted):
+        if verbosity > 1 and not isinstance(caught, signals.Interrupted):
             traceback.print_exc()
         logger.error("%s", error)
         return error.exit_status
@@ -133,7 +138,7 @@ def _config_generate(arguments: argparse.Namespace) -> int:
     from vl_borg_hooks.actions import generate
 
     if arguments.borgmatic:
-        text = generate.borgmatic_include(*_selected(arguments))
+        text = generate.borgmatic_include(*_selected(arguments), arguments.destination)
     else:
         text = generate.commented_config()
     if arguments.destination:
@@ -168,31 +173,88 @@ def _selected(arguments: argparse.Namespace) -> tuple[LoadedConfig, list[Instanc
     return loaded, loaded.instances(arguments.instance)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments; the options of all commands may be anywhere, before or after the command."""
+    options = _options()
+    known, rest = options.parse_known_args(_with_spelled_verbosity(argv))
+    arguments = _parser(options).parse_args(rest)
+    vars(arguments).update(vars(known))
+    arguments.verbosity = _verbosity(known.verbosity)
+    return arguments
+
+
+def _with_spelled_verbosity(argv: Sequence[str]) -> list[str]:
+    """Return `argv` with `-v N`, as borgmatic has it, as `--verbosity N`; other `-v` stay."""
+    words = list(argv)
+    for index, (word, following) in enumerate(pairwise(argv)):
+        if word == "--":
+            break
+        if word == "-v" and re.fullmatch(r"-?[0-9]+", following):
+            words[index : index + 2] = ["--verbosity", following]
+    return words
+
+
+def _verbosity(given: Sequence[int | None]) -> int | None:
+    """Return the verbosity of a list of `--verbosity N` and of None for each `-v`, in order.
+
+    None if it was not given.
+    """
+    if not given:
+        return None
+    verbosity = 0
+    for number in given:
+        verbosity = min(verbosity + 1, max(VERBOSITIES)) if number is None else number
+    return verbosity
+
+
+def _options() -> argparse.ArgumentParser:
+    """Return the parser of the options that all commands have."""
+    # No abbreviations: what this parser does not know is left to that of the command.
+    options = argparse.ArgumentParser(
         prog="vl-borg-hooks",
-        description="Consistent, deduplicated VictoriaLogs backups from your borgmatic.",
+        usage="%(prog)s [OPTIONS] COMMAND; see %(prog)s --help",
+        add_help=False,
+        allow_abbrev=False,
     )
-    parser.add_argument(
+    options.add_argument(
         "--config", type=Path, metavar="FILE", help="default: /etc/vl-borg-hooks/config.yaml"
     )
-    parser.add_argument(
+    options.add_argument(
         "--instance",
         action="append",
         default=[],
         metavar="NAME",
         help="only this instance; may be given several times (default: all)",
     )
-    parser.add_argument(
+    options.add_argument(
         "--verbosity",
         type=int,
-        default=0,
-        choices=(-1, 0, 1, 2),
-        help="-1: only errors, 2: also every external command",
+        action="append",
+        default=[],
+        choices=VERBOSITIES,
+        metavar="N",
+        help="-2: nothing, -1: errors, 0: warnings and results (default), 1: every step and its time, "
+        "2: every external command",
     )
-    parser.add_argument("-v", dest="verbosity", action="store_const", const=2, help="--verbosity 2")
-    parser.add_argument(
+    options.add_argument(
+        "-v",
+        dest="verbosity",
+        action="append_const",
+        const=None,
+        help="--verbosity 1; -vv: --verbosity 2",
+    )
+    options.add_argument(
         "--dry-run", action="store_true", help="check everything and change nothing"
+    )
+    return options
+
+
+def _parser(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vl-borg-hooks",
+        description="Consistent, deduplicated VictoriaLogs backups from your borgmatic.",
+        parents=[options],
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -200,7 +262,9 @@ def _parser() -> argparse.ArgumentParser:
     def add(
         name: str, command: Callable[[argparse.Namespace], int], text: str
     ) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
+        added = commands.add_parser(
+            name, help=text, description=text, parents=[options], allow_abbrev=False
+        )
         added.set_defaults(command=command)
         return added
 
@@ -255,12 +319,19 @@ def _parser() -> argparse.ArgumentParser:
     config = add("config", _config_validate, "the config file").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    generate = config.add_parser("generate", help="print a commented config file")
+    generate = config.add_parser(
+        "generate", help="print a commented config file", parents=[options], allow_abbrev=False
+    )
     generate.add_argument("--destination", type=Path, metavar="FILE", help="write it there")
     generate.add_argument(
         "--borgmatic", action="store_true", help="the borgmatic include for an existing config"
     )
     generate.set_defaults(command=_config_generate)
-    validate = config.add_parser("validate", help="check the config file and what it names")
+    validate = config.add_parser(
+        "validate",
+        help="check the config file and what it names",
+        parents=[options],
+        allow_abbrev=False,
+    )
     validate.set_defaults(command=_config_validate)
     return parser

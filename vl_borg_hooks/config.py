@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import stat
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -21,22 +21,23 @@ from pydantic import (
 )
 
 from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.system import invalid, secrets, yaml
 from vl_borg_hooks.system.hosts import Host
 from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.system.ssh import SshHost
+from vl_borg_hooks.system.yaml import Location
 
 SYSTEM_CONFIG = Path("/etc/vl-borg-hooks/config.yaml")
-LARGEST_CONFIG = 1 << 20
+# A config of dozens of instances is a tenth of it. To parse as much takes seconds.
+LARGEST_CONFIG = 1 << 18
+LONGEST_SECONDS = 24 * 3600
 
 # `user@host:/path` as rsync and ssh take it; with a leading dash it would be an option.
 _REMOTE = re.compile(
     r"(?P<host>(?:[A-Za-z0-9_][^\s@:/]*@)?(?:[A-Za-z0-9_][^\s@:/]*|\[[^\]\s]+\])):(?P<path>/(?!/).*)"
 )
 
-Location = tuple[str | int, ...]
 Options = TypeVar("Options", bound=BaseModel)
-# An argument list in the config; YAML has lists and no tuples, so this one type isn't strict.
-Argv = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1, strict=False)]
 
 
 class ConfigError(OperatorError):
@@ -77,6 +78,62 @@ def _url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _matching(pattern: str, message: str) -> AfterValidator:
+    """Return what refuses text that does not match `pattern`, with the `message`."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(message)
+        return value
+
+    return AfterValidator(check)
+
+
+def _between(least: float, most: float, unit: str) -> BeforeValidator:
+    """Return what refuses all but a number from `least` to `most`."""
+
+    def check(value: object) -> float:
+        # Whole numbers of any size, infinity and no number at all can be written in YAML.
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not least <= value <= most
+        ):
+            raise ValueError(f"must be a number of {unit} from {least:g} to {most:g}")
+        return float(value)
+
+    return BeforeValidator(check)
+
+
+def _argv(value: object) -> object:
+    if not (
+        isinstance(value, list | tuple) and value and all(isinstance(word, str) for word in value)
+    ):
+        raise ValueError("must be a list of words, such as [rc-service, victorialogs, stop]")
+    if not all(value):
+        raise ValueError("must be a list of words, none of them empty")
+    return tuple(value)
+
+
+def _rate(value: str) -> str:
+    """Return `value` if it is what rsync takes for --bwlimit: a number of KiB, or with a unit."""
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([kKmMgG]?)", value)
+    size = float(found[1]) * 1024 ** "kmg".index(found[2].lower() or "k") if found else 0
+    # Between a thousandth and a thousand times of what disks and networks do.
+    if not 1 <= size <= 1 << 30:
+        raise ValueError("must be a rate from 1k to 1024g in a second, such as 50m, in quotes")
+    return value
+
+
+# An argument list in the config; YAML has lists and no tuples.
+Argv = Annotated[tuple[str, ...], BeforeValidator(_argv)]
+Seconds = Annotated[float, _between(0.01, LONGEST_SECONDS, "seconds")]
+Days = Annotated[float, _between(0.01, 3650, "days")]
+_Variable = Annotated[
+    str, _matching(r"[A-Za-z_][A-Za-z0-9_]*", "must be the name of a variable, without the $")
+]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -86,12 +143,12 @@ class HttpAuth(_Model):
 
     username: str
     password_file: Annotated[str, AfterValidator(_absolute)] | None = None
-    password_environment: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    password_environment: _Variable | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> HttpAuth:
         if (self.password_file is None) == (self.password_environment is None):
-            raise ValueError("should have either password_file or password_environment")
+            raise ValueError("must have either password_file or password_environment")
         return self
 
     def password(self) -> str:
@@ -103,12 +160,12 @@ class AuthKey(_Model):
     """A key that VictoriaLogs asks for, from a file or the environment."""
 
     file: Annotated[str, AfterValidator(_absolute)] | None = None
-    environment: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    environment: _Variable | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> AuthKey:
         if (self.file is None) == (self.environment is None):
-            raise ValueError("should have either file or environment")
+            raise ValueError("must have either file or environment")
         return self
 
 
@@ -135,33 +192,32 @@ class AuthKeys(_Model):
 
 def _secret(file: str | None, environment: str | None) -> str:
     """Return what is in a variable of the `environment`, else in `file`; raises OperatorError."""
-    if environment:
-        if environment not in os.environ:
-            raise OperatorError(f"there is no ${environment} in the environment")
-        return os.environ[environment]
-    try:
-        return Path(str(file)).read_text(encoding="utf-8").rstrip("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OperatorError(f"could not read {file}: {error}") from None
+    return secrets.from_environment(environment) if environment else secrets.read(str(file))
 
 
 class WarmOptions(_Model):
     """How the warm passes are done."""
 
-    bwlimit: str | None = Field(default=None, pattern=r"^[1-9][0-9]*(\.[0-9]+)?[kKmMgG]?$")
+    bwlimit: Annotated[str, AfterValidator(_rate)] | None = None
 
 
 class RestoreOptions(_Model):
     """How a restore of one instance is done."""
 
     on_extract: bool = False
-    owner: str | None = Field(default=None, pattern=r"^[^:\s]+:[^:\s]+$")
+    owner: Annotated[str, _matching(r"[^:\s]+:[^:\s]+", "must be USER:GROUP")] | None = None
 
 
 class Instance(_Model):
     """One VictoriaLogs process with one data directory. Times are in seconds."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)
+    name: Annotated[
+        str,
+        _matching(
+            r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}",
+            "must be a name of at most 64 letters, digits and _.-, a letter or digit first",
+        ),
+    ]
     data_path: Annotated[str, AfterValidator(_data_path)]
     staging_path: Annotated[str, AfterValidator(_absolute)]
     url: Annotated[str, AfterValidator(_url)] | None = None
@@ -169,12 +225,12 @@ class Instance(_Model):
     auth_keys: AuthKeys = AuthKeys()
     service: dict[str, Any]
     ssh_command: Argv = ("ssh",)
-    stop_timeout: float = Field(default=60, gt=0)
-    start_timeout: float = Field(default=120, gt=0)
-    max_downtime: float = Field(default=300, gt=0)
+    stop_timeout: Seconds = 60
+    start_timeout: Seconds = 120
+    max_downtime: Seconds = 300
     final_pass: Literal["auto", "frozen", "stopped"] = "auto"
     detached_days: Literal["refuse", "detach"] = "refuse"
-    reread_days: float = Field(default=30, gt=0)
+    reread_days: Days = 30
     warm: WarmOptions = WarmOptions()
     restore: RestoreOptions = RestoreOptions()
 
@@ -230,7 +286,11 @@ class LoadedConfig:
 
     def error(self, location: Location, message: str) -> ConfigError:
         """Return the error `message` about what is at `location` in the file."""
-        return ConfigError([describe(self.path, self.lines, location, message)])
+        return self.errors([(location, message)])
+
+    def errors(self, problems: Iterable[tuple[Location, str]]) -> ConfigError:
+        """Return the error of all `problems`: what is wrong with what is where in the file."""
+        return ConfigError([describe(self.path, self.lines, *problem) for problem in problems])
 
     def instances(self, names: Iterable[str]) -> list[Instance]:
         """Return the instances called `names`, or all without names; raises OperatorError."""
@@ -255,15 +315,16 @@ def default_path() -> Path:
 
 def load(path: Path) -> LoadedConfig:
     """Read and validate the config file `path`; raises OperatorError, mostly ConfigError."""
-    data, lines = _parse(path, _read(path))
+    try:
+        data, lines = yaml.parse(_read(path))
+    except yaml.YamlError as error:
+        line = f":{error.line}" if error.line else ""
+        raise ConfigError([f"{path}{line}: is not valid YAML: {error}"]) from None
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError(
-            [
-                describe(path, lines, problem["loc"], _explain(problem, _model_at(problem["loc"])))
-                for problem in error.errors()
-            ]
+            [describe(path, lines, *problem) for problem in invalid.problems(error, Config)]
         ) from None
     problems = [
         describe(path, lines, location, message) for location, message in _conflicts(config)
@@ -326,55 +387,19 @@ def _refuse_others(path: Path, status: os.stat_result) -> None:
         )
 
 
-def _parse(path: Path, text: str) -> tuple[object, dict[Location, int]]:
-    """Return the plain data of YAML `text` and the line of each key in it."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError
-
-    try:
-        tree = YAML(typ="rt", pure=True).load(text)
-        lines: dict[Location, int] = {}
-        return _plain(tree, (), lines), lines
-    except MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError([f"{path}{line}: is not valid YAML: {error.problem}"]) from None
-    except Exception as error:  # noqa: BLE001 - ruamel.yaml raises any for a misplaced tag
-        reason = (str(error).splitlines() or ["nested too deeply"])[0]
-        raise ConfigError([f"{path}: is not valid YAML: {reason}"]) from None
-
-
-def _plain(node: Any, location: Location, lines: dict[Location, int]) -> object:
-    """Return ruamel's `node` as plain dicts, lists and scalars, and note the line of each key."""
-    if isinstance(node, Mapping):
-        plain: dict[object, object] = {}
-        for key, value in node.items():
-            here = (*location, str(key))
-            position = node.lc.data.get(key) if hasattr(node, "lc") and node.lc.data else None
-            if position:
-                lines[here] = position[0] + 1
-            plain[str(key)] = _plain(value, here, lines)
-        return plain
-    if isinstance(node, list):
-        items: list[object] = []
-        for index, value in enumerate(node):
-            here = (*location, index)
-            position = node.lc.data.get(index) if hasattr(node, "lc") and node.lc.data else None
-            if position:
-                lines[here] = position[0] + 1
-            items.append(_plain(value, here, lines))
-        return items
-    for scalar in (bool, int, float, str):
-        if isinstance(node, scalar):
-            return scalar(node)
-    return node
-
-
 class OptionsError(Exception):
-    """The options of a service manager or plugin are wrong, at `location` below its name."""
+    """The options of a service manager or plugin are wrong.
 
-    def __init__(self, location: Location, message: str) -> None:
-        super().__init__(message)
-        self.location = location
+    `problems` are where below its name, and what.
+    """
+
+    def __init__(self, problems: Sequence[tuple[Location, str]]) -> None:
+        super().__init__("; ".join(message for _, message in problems))
+        self.problems = problems
+
+    def below(self, location: Location) -> list[tuple[Location, str]]:
+        """Return the problems of options that are at `location` of the config."""
+        return [((*location, *where), message) for where, message in self.problems]
 
 
 def options(model: type[Options], values: object) -> Options:
@@ -382,38 +407,7 @@ def options(model: type[Options], values: object) -> Options:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise OptionsError(problem["loc"], _explain(problem, model)) from None
-
-
-def _explain(problem: Any, model: type[BaseModel]) -> str:
-    """Return pydantic's `problem` with a key of `model` in words for an operator."""
-    if problem["type"] == "extra_forbidden":
-        key = str(problem["loc"][-1])
-        nearest = difflib.get_close_matches(key, list(model.model_fields), n=1, cutoff=0)
-        return f"unknown key; the nearest valid key is {nearest[0]}"
-    if problem["type"] == "missing":
-        return "is missing"
-    message: str = problem["msg"]
-    return (
-        message.removeprefix("Value error, ")
-        .replace("Input should be", "should be")
-        .replace("tuple", "list")
-    )
-
-
-def _model_at(location: Location) -> type[BaseModel]:
-    """Return the model of the mapping that holds the key at `location`."""
-    if location[:1] != ("instances",) or len(location) < 3:
-        return Config
-    nested: dict[str, type[BaseModel]] = {
-        "restore": RestoreOptions,
-        "warm": WarmOptions,
-        "http_auth": HttpAuth,
-        "auth_keys": AuthKeys,
-        **dict.fromkeys(AuthKeys.model_fields, AuthKey),
-    }
-    return nested.get(str(location[-2]), Instance)
+        raise OptionsError(list(invalid.problems(error, model))) from None
 
 
 def _conflicts(config: Config) -> Iterable[tuple[Location, str]]:
@@ -428,7 +422,7 @@ def _conflicts(config: Config) -> Iterable[tuple[Location, str]]:
         if len(instance.service) != 1:
             yield (
                 (*here, "service"),
-                "should name one service manager, such as systemd: victorialogs.service",
+                "must name one service manager, such as systemd: victorialogs.service",
             )
         paths = [("staging_path", instance.staging_path)]
         if instance.host.local_path(instance.data_directory):

@@ -1,5 +1,8 @@
 """Failures that an operator reads: one line, no traceback."""
 
+# The attribute of an exception that names the plugin that it came out of.
+PLUGIN = "vl_borg_hooks_plugin"
+
 
 class OperatorError(Exception):
     """An expected failure.
@@ -42,9 +45,12 @@ class InvalidCopy(OperatorError):
 
 def unexpected(error: BaseException) -> OperatorError:
     """Return an error that was not expected, as the operator reads it."""
+    plugin = getattr(error, PLUGIN, "")
+    where = f" (in the plugin {plugin})" if plugin else ""
+    whose = "" if plugin else ": a plugin, or a bug to report"
     return OperatorError(
-        f"unexpected {type(error).__name__}: {error}",
-        hint="run it again with -v to see where it came from: a plugin, or a bug to report",
+        f"unexpected {type(error).__name__}: {error}{where}",
+        hint=f"run it again with --verbosity 2 to see where it came from{whose}",
     )
 
 

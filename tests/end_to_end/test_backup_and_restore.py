@@ -103,7 +103,7 @@ def test_lost_data_comes_back_into_the_same_server(ready: Site, tmp_path: Path) 
     archive = ready.archives(ready.repositories[0])[-1]
     extracted = ready.extract(ready.repositories[0], archive, tmp_path / "extracted")
     done = ready.hooks("restore", "--from", str(extracted), "--start")
-    assert f"serves {ready.manifest.rows} rows" in done.stderr
+    assert f"serves {ready.manifest.rows:,} rows" in done.stderr
     assert ready.is_running
     assert not ingestion.missing(numbered(ready.server))
     assert ready.server.count() == 1000 + len(ingestion.sequences())

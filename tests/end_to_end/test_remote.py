@@ -42,7 +42,7 @@ def test_a_remote_host_is_backed_up_and_restored(remote: Site, tmp_path: Path) -
     shutil.copytree(remote.staging.path, extracted)
     shutil.rmtree(remote.data / "partitions")
     restored = remote.hooks("restore", "--from", str(extracted))
-    assert f"serves {backed_up} rows" in restored.stderr
+    assert f"serves {backed_up:,} rows" in restored.stderr
     assert remote.is_running
     assert remote.server.count() == backed_up
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -11,7 +12,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +21,10 @@ from typing import Any, TypeVar
 
 import psutil
 
+from tests.parts.command_service import write_service
 from tests.parts.site import Site
 from tests.parts.systemd import Systemd
-from tests.parts.victoria_logs import LogServer, SteadyIngestion
+from tests.parts.victoria_logs import LogServer, SteadyIngestion, server_argv
 from tests.parts.waiting import wait_until
 from tests.support import ALL_KILLS
 from vl_borg_hooks.staging import verify
@@ -33,6 +35,8 @@ LEFTOVER_SECONDS = 20
 # A site that is beyond repair fails on everything after: so many examples are enough.
 LISTED_PROBLEMS = 6
 PLUGIN = Path(__file__).with_name("killer_plugin.py")
+# How long an open request can hold a stop up, a little less in fact.
+SLOW_STOP = "-http.maxGracefulShutdownDuration=4s"
 NOT_REACHED = "no fault: a line or process that was not come to again"
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 
@@ -191,6 +195,40 @@ def leftovers(site: Site) -> list[psutil.Process]:
         if str(site.root) in arguments and "-storageDataPath" not in arguments:
             found.append(process)
     return found
+
+
+def server_process(site: Site) -> psutil.Process:
+    for process in psutil.process_iter(["cmdline"]):
+        if f"-storageDataPath={site.data}" in (process.info["cmdline"] or []):
+            return process
+    raise AssertionError("no server")
+
+
+def starts(site: Site) -> int:
+    """How often the server has started up to now."""
+    return Path(f"{site.data}.log").read_text().count("started server at")
+
+
+@contextlib.contextmanager
+def command_service(site: Site, stop_delay: float, **options: Any) -> Iterator[None]:
+    """VictoriaLogs as an operator's own script runs it; site.unit is not used."""
+    flags = [] if stop_delay else [SLOW_STOP]
+    argv = server_argv(site.executable, site.data, site.port, flags)
+    script = write_service(site.root / "service.py", argv, stop_delay)
+    command = [sys.executable, str(script)]
+    service = {verb: [*command, verb] for verb in ("stop", "start", "status")}
+    site.write_config(service={"command": service}, **options)
+    try:
+        site.run(*command, "start")
+        site.server.wait_healthy()
+        site.server.ingest(OLD)
+        yield
+        site.write_config(service={"command": service})
+    finally:
+        for process in leftovers(site):
+            process.kill()
+        with contextlib.suppress(AssertionError):
+            server_process(site).kill()
 
 
 def systemctl_that_cannot_stop(site: Site) -> str:

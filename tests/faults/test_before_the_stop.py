@@ -24,12 +24,14 @@ from tests.faults.harness import (
     Fault,
     Killer,
     Run,
+    command_service,
     copy_is_whole_or_unpublished,
     messages,
+    server_process,
     settle,
+    starts,
     systemctl_that_cannot_stop,
 )
-from tests.faults.test_other_faults import command_service, server_process, starts
 from tests.parts.ports import free_port
 from tests.parts.site import Site
 from tests.parts.waiting import wait_until

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,33 @@ def flow(
 
 def test_a_killed_run_is_made_good_by_the_guard(flow: BackupFlow) -> None:
     survive_all([flow], [Fault("hook stop_service end #1"), Fault(IN_THE_WINDOW)])
+
+
+def test_a_container_that_was_removed_is_an_error_and_not_one_that_is_stopped(
+    flow: BackupFlow, docker: Docker
+) -> None:
+    """Otherwise, yesterday's data would be backed up as "found stopped" for ever."""
+    site = flow.site
+    assert isinstance(site, ContainerSite)
+    site.hooks("before-create")
+    site.hooks("after-create")
+    site.stop()
+    # Stopped, and there: that is as ever.
+    stopped = site.hooks("before-create")
+    assert "VictoriaLogs was found stopped and stays stopped" in stopped.stderr
+    site.hooks("after-create")
+    docker.run("rm", site.container)
+    for command in (("before-create",), ("restore", "--from", str(site.staging.path), "--yes")):
+        refused = site.hooks(*command, check=False)
+        assert refused.returncode == 1
+        assert refused.stderr.count("\n") == 1
+        assert re.search(
+            rf"docker .*start {site.container} starts is not there: .*[Nn]o such container.*; "
+            "VictoriaLogs is stopped; correct its name",
+            refused.stderr,
+        )
+    assert site.manifest.rows
+    assert "VictoriaLogs unknown: " in site.hooks("status").stdout
 
 
 def test_recover_at_boot_starts_what_docker_leaves_stopped(

@@ -28,24 +28,26 @@ from tests.faults.harness import (
     NEW,
     OLD,
     RECOVERY_SECONDS,
+    SLOW_STOP,
     TALLY,
     Fault,
     Killer,
     Run,
     command_line,
+    command_service,
     copy_is_whole_or_unpublished,
     leftovers,
     make_rows,
     messages,
+    server_process,
     settle,
+    starts,
     systemctl_that_cannot_stop,
 )
 from tests.faults.killer_plugin import MESSAGE
-from tests.parts.command_service import write_service
 from tests.parts.disk import SmallDisk
 from tests.parts.site import Site
 from tests.parts.systemd import victoria_logs_unit
-from tests.parts.victoria_logs import server_argv
 from tests.parts.waiting import wait_until
 from vl_borg_hooks.system import processes
 
@@ -148,18 +150,6 @@ def fake_rsync(site: Site, action: str) -> str:
     return str(directory)
 
 
-def server_process(site: Site) -> psutil.Process:
-    for process in psutil.process_iter(["cmdline"]):
-        if f"-storageDataPath={site.data}" in (process.info["cmdline"] or []):
-            return process
-    raise AssertionError("no server")
-
-
-def starts(site: Site) -> int:
-    """How often the server has started up to now."""
-    return Path(f"{site.data}.log").read_text().count("started server at")
-
-
 @pytest.fixture
 def ready(site: Site) -> Site:
     """A site with rows and one published copy."""
@@ -173,8 +163,6 @@ def ready(site: Site) -> Site:
 
 
 LATE = ("VictoriaLogs did not stop within 1 seconds", "VictoriaLogs is running; raise stop_timeout")
-# How long an open request can hold a stop up, a little less in fact.
-SLOW_STOP = "-http.maxGracefulShutdownDuration=4s"
 
 
 @pytest.mark.real_victorialogs
@@ -189,28 +177,6 @@ def test_a_stop_that_hangs(site: Site, killer: Killer) -> None:
     settle(site, time.monotonic())
     site.write_config()
     row.judge_data(site)
-
-
-@contextlib.contextmanager
-def command_service(site: Site, stop_delay: float, **options: Any) -> Iterator[None]:
-    """VictoriaLogs as an operator's own script runs it; site.unit is not used."""
-    flags = [] if stop_delay else [SLOW_STOP]
-    argv = server_argv(site.executable, site.data, site.port, flags)
-    script = write_service(site.root / "service.py", argv, stop_delay)
-    command = [sys.executable, str(script)]
-    service = {verb: [*command, verb] for verb in ("stop", "start", "status")}
-    site.write_config(service={"command": service}, **options)
-    try:
-        site.run(*command, "start")
-        site.server.wait_healthy()
-        site.server.ingest(OLD)
-        yield
-        site.write_config(service={"command": service})
-    finally:
-        for process in leftovers(site):
-            process.kill()
-        with contextlib.suppress(AssertionError):
-            server_process(site).kill()
 
 
 def test_a_stop_that_hangs_behind_a_command(site: Site, killer: Killer) -> None:
@@ -940,7 +906,7 @@ def test_nobody_reads_the_output(ready: Site) -> None:
     """borgmatic has died and the pipe is broken from the start; the guard and the end are as ever."""
     reader, writer = os.pipe()
     os.close(reader)
-    argv = command_line(ready, "-v", "before-create")
+    argv = command_line(ready, "before-create", "-vv")
     try:
         done = subprocess.run(
             argv, env=ready.environment, stdout=writer, stderr=writer, timeout=60, check=False

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import final
 
 import pytest
@@ -137,6 +138,17 @@ def bad_journal(site: LockingSite) -> None:
     (site.root / "state/default/journal.json").write_bytes(b"\0\0\0")
 
 
+def with_password(
+    site: LockingSite, make: Callable[[Path], object], kind: str = "password_file"
+) -> None:
+    path = site.root / "password"
+    make(path)
+    options: dict[str, object] = {"http_auth": {"username": "backup", kind: str(path)}}
+    if kind == "file":
+        options = {"auth_keys": {"metrics": {kind: str(path)}}}
+    site.configure(url="http://127.0.0.1:1", **options)
+
+
 def no_program(site: LockingSite) -> None:
     program = site.root / "program"
     program.write_text("no interpreter line")
@@ -187,6 +199,22 @@ BEFORE: dict[str, tuple[Callable[[LockingSite], object], str]] = {
         ),
         "could not read ",
     ),
+    "a password that is a FIFO": (
+        lambda site: with_password(site, os.mkfifo),
+        "password is not a regular file; VictoriaLogs is running",
+    ),
+    "a password that has no end": (
+        lambda site: with_password(site, lambda path: path.symlink_to("/dev/zero")),
+        "password is not a regular file; VictoriaLogs is running",
+    ),
+    "a key that is a directory": (
+        lambda site: with_password(site, Path.mkdir, "file"),
+        "password: Is a directory; VictoriaLogs is running",
+    ),
+    "a service that is not there": (
+        lambda site: command(site, exists=["sh", "-c", "echo No such container >&2; exit 1"]),
+        "starts is not there: No such container; VictoriaLogs is running",
+    ),
     "a state directory that others can write": (state_open, "can be written by others"),
     "a journal that makes no sense": (
         bad_journal,
@@ -207,6 +235,66 @@ def test_what_is_wrong_is_said_before_anything_is_touched(site: LockingSite, rea
     assert site.server.pid == pid
     assert site.content() == before
     assert tree(site.staging.path) == copy
+
+
+@pytest.mark.parametrize("reason", ["no VictoriaLogs data", "data that is missing"])
+def test_data_that_is_not_there_is_an_error_and_not_found_stopped(
+    site: LockingSite, reason: str
+) -> None:
+    """As behind a mount that is missing."""
+    site.backs_up()
+    site.command("after-create")
+    cause, expected = BEFORE[reason]
+    cause(site)
+    site.server.stop()
+    before = tree(site.staging.path)
+    assert expected in the_line(site.command("before-create"))
+    assert tree(site.staging.path) == before
+
+
+def test_a_service_that_is_not_there_is_an_error_and_not_found_stopped(site: LockingSite) -> None:
+    site.backs_up()
+    site.command("after-create")
+    site.server.stop()
+    command(site, status=["false"], exists=["sh", "-c", "echo No such container >&2; exit 1"])
+    copy, before = make_copy(site.root / "extracted"), tree(site.staging.path)
+    expected = "starts is not there: No such container; VictoriaLogs is stopped"
+    assert expected in the_line(site.command("before-create"))
+    assert tree(site.staging.path) == before
+    assert expected in the_line(site.command("restore", "--from", copy.path, "--yes"))
+    validated = site.command("config", "validate")
+    assert validated.returncode == 1
+    assert "starts is not there: No such container" in validated.stdout
+    assert "VictoriaLogs unknown: " in site.command("status").stdout
+
+
+def lines_at(site: LockingSite, verbosity: int, *command: str) -> list[str]:
+    done = run_command_line(*command, "--config", site.config, "--verbosity", str(verbosity))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    return done.stderr.splitlines()
+
+
+def test_each_verbosity_tells_more_of_a_good_run(site: LockingSite) -> None:
+    for verbosity in (-2, -1):
+        assert lines_at(site, verbosity, "before-create") == []
+    (result,) = lines_at(site, 0, "before-create")
+    assert result.startswith("vl-borg-hooks: default: published: 42 rows")
+    story = lines_at(site, 1, "before-create")
+    told = (
+        "ready: ",
+        "the last copy ",
+        "warm pass: ",
+        "on the disk ",
+        "final pass, ",
+        "the copy: ",
+    )
+    for start, line in zip((*told, "published: "), story, strict=True):
+        assert line.startswith(f"vl-borg-hooks: default: {start}")
+        assert start == "published: " or re.search(r"\d\.\d\d s", line), line
+    everything = lines_at(site, 2, "before-create")
+    assert len(everything) > len(story)
+    assert any("rsync" in line for line in everything)
 
 
 def test_an_unknown_instance_names_those_there_are(site: LockingSite) -> None:
@@ -496,7 +584,7 @@ def test_what_something_else_makes_of_a_part_in_the_data_does_not_get_into_the_c
     replaced.write_bytes(bytes(reversed((site.data / index).read_bytes())))
     replaced.rename(site.data / index)
     assert site.content() != before
-    done = run_command_line("--config", site.config, "before-create")
+    done = run_command_line("--config", site.config, "before-create", "-v")
     assert done.returncode == 0
     assert "the last copy is as it was published" in done.stderr
     assert tree(site.staging.data) == before

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable
@@ -21,16 +24,21 @@ from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.staging.manifest import Manifest
 from vl_borg_hooks.staging.verify import verify
 from vl_borg_hooks.steps import passes, publish
-from vl_borg_hooks.transfer import PassResult, reflink, rsync
+from vl_borg_hooks.transfer import PassResult, rsync, sharing
+from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import changes
 
 TABLE = "partitions/20261122/datadb"
 
 
+def _no_reflinks(source: str, destination: str, status: os.stat_result) -> bool:
+    raise OSError(errno.EOPNOTSUPP, "no reflinks")
+
+
 @pytest.fixture
 def backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backup:
     # Also on a machine whose /tmp has reflinks.
-    monkeypatch.setattr(reflink, "is_possible", lambda source, directory: False)
+    monkeypatch.setattr(sharing, "reflink", _no_reflinks)
     data = make_data(tmp_path / "data")
     backup = make_backup(tmp_path, data_path=str(data))
     backup.staging.create()
@@ -81,8 +89,81 @@ def test_a_first_pass_and_later_ones_make_links(backup: Backup) -> None:
     assert copies(backup) == []
     assert_equal(backup)
     assert warm_pass(backup).bytes == 0
-    # Only the lists are copied: they are replaced one day.
-    assert result.bytes < 1000
+    assert result.bytes == 0
+
+
+def sizes(root: Path) -> list[int]:
+    """The sizes of all files of data or a copy, without what only locks."""
+    files = [path for path in root.rglob("*") if path.is_file() and path.name != "flock.lock"]
+    return [path.stat().st_size for path in files]
+
+
+def test_a_pass_says_what_it_has_linked(backup: Backup) -> None:
+    data = Path(backup.data_directory)
+    first, every = warm_pass(backup), sizes(data)
+    assert (first.linked_files, first.linked_bytes) == (len(every), sum(every))
+    assert (first.files, first.bytes) == (0, 0)
+    assert re.fullmatch(
+        rf"linked {len(every)} files, {human_bytes(sum(every))}, in \d\.\d\d s", str(first)
+    )
+    # No link: it would take away the bits of the data, too.
+    add_part(data, "18C0000000000001")
+    (data / TABLE / "18C0000000000001" / "values.bin0").chmod(0o4755)
+    mixed = warm_pass(backup, is_as_published=True)
+    assert mixed.files == 1
+    assert mixed.linked_files == len(sizes(data)) - len(every)
+    assert re.fullmatch(
+        r"linked \d+ files, \S+ k?B, and copied 1 files, \S+ k?B, in \d\.\d\d s", str(mixed)
+    )
+    nothing = warm_pass(backup, is_as_published=True)
+    assert re.fullmatch(r"copied 0 files, 0 B, in \d\.\d\d s", str(nothing))
+
+
+def test_a_first_backup_says_what_it_has_linked(backup: Backup) -> None:
+    every = sizes(Path(backup.data_directory))
+    with said() as lines:
+        back_up(backup)
+    (line,) = [line for line in lines if "final pass" in line]
+    assert f": linked {len(every)} files, {human_bytes(sum(every))}, in " in line
+
+
+def test_links_are_not_made_through_a_link_in_the_copy(backup: Backup, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    backup.staging.data.mkdir(exist_ok=True)
+    (backup.staging.data / "partitions").symlink_to(tmp_path / "outside")
+    warm_pass(backup)
+    assert list((tmp_path / "outside").iterdir()) == []
+    assert_equal(backup)
+
+
+def test_what_can_not_be_linked_after_all_is_copied(
+    backup: Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = passes.Passes(backup)
+    run.listing = changes.read(backup.host, backup.data_directory)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with said() as lines:
+        result = run.warm_pass()
+    assert lines[0] == "default: what is new is copied, and not linked: Too many links"
+    assert result.linked_files == 0
+    assert result.files == len(sizes(Path(backup.data_directory)))
+    assert_equal(backup)
+
+
+def test_a_copy_that_something_else_has_changed_is_a_warning(
+    backup: Backup, caplog: pytest.LogCaptureFixture
+) -> None:
+    back_up(backup)
+    (backup.staging.data / TABLE / "stray").touch()
+    back_up(backup)
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "the last copy was changed after it was published" in warning.getMessage()
+    back_up(backup)
+    assert len([each for each in caplog.records if each.levelno == logging.WARNING]) == 1
 
 
 def test_what_is_damaged_in_the_staging_copy_is_repaired(backup: Backup) -> None:

@@ -201,7 +201,10 @@ def test_with_two_instances_a_failure_of_one_is_what_both_learn(
 def test_an_occasion_that_fails_makes_the_run_fail(plugged: Plugged, hook: str) -> None:
     plugged.configure(failing=[hook])
     line = the_line(plugged.run("before-create"))
-    assert f"default: unexpected RuntimeError: {hook} of a plugin; VictoriaLogs is running" in line
+    assert (
+        f"default: unexpected RuntimeError: {hook} of a plugin (in the plugin copying); "
+        "VictoriaLogs is running"
+    ) in line
     assert not plugged.site.published
     assert len(plugged.learned("after_backup")) == 1
 
@@ -259,7 +262,7 @@ def test_a_plugin_learns_of_the_release(plugged: Plugged) -> None:
     ("section", "expected"),
     [
         ({"copying": {"report": "/r", "repalces": True}}, "plugins.copying.repalces: unknown key"),
-        ({"copying": {"report": "/r", "replaces": "often"}}, "plugins.copying.replaces: should be"),
+        ({"copying": {"report": "/r", "replaces": "often"}}, "plugins.copying.replaces: must be"),
         ({"copying": {}}, "plugins.copying.report: is missing"),
         ({}, "plugins.copying.report: is missing"),
         ({"copyng": {}}, "plugins.copyng: no plugin has this section; the nearest is copying"),

@@ -52,7 +52,7 @@ def make_copy(backup: Backup) -> None:
     else:
         run._look_at_copy()
         run._prepare_freezing()
-        run.warm_up()
+        assert run.warm_up().bytes < LARGE_BYTES
         final = run.copy_in_window() or run._final_pass()
         Swap(backup.host, backup.data_directory).discard_leftovers()
         copied = run._copied(None, final)

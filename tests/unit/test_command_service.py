@@ -80,6 +80,22 @@ def test_the_exit_status_of_the_server_is_what_the_command_prints(
     assert asked() == expected
 
 
+@pytest.mark.parametrize("status", [0, 1])
+def test_what_is_not_there_is_an_error_and_not_stopped(place: Place, status: int) -> None:
+    place.service(status, exists=["true"]).check()
+    for refusal in ("echo No such container: x >&2; exit 1", "exit 3"):
+        with pytest.raises(CommandFailed, match=r"starts is not there: (No such|exit status 3)"):
+            place.service(status, exists=["sh", "-c", refusal]).check()
+
+
+def test_whether_it_is_there_is_not_asked_while_it_is_stopped(place: Place) -> None:
+    service = place.service(1, exists=["sh", "-c", f"echo exists >> {place.calls}"])
+    service.state()
+    service.stop()
+    service.start()
+    assert place.asked == ["status", "stop", "status", "start"]
+
+
 def test_without_a_command_for_it_nobody_knows_how_it_ended(place: Place) -> None:
     assert place.service().ask_how_it_ended() is None
 

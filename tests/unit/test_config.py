@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -124,10 +125,107 @@ def test_every_option_that_is_given_counts(write: Write) -> None:
     assert isinstance(instance.host, LocalHost)
 
 
+PLAIN = (
+    "should",
+    "Input",
+    "valid dict",
+    "type=",
+    "pydantic",
+    "https://",
+    "unable to",
+    "Value error",
+)
+NUMBERS = {
+    "stop_timeout": "seconds from 0.01 to 86400",
+    "start_timeout": "seconds from 0.01 to 86400",
+    "max_downtime": "seconds from 0.01 to 86400",
+    "reread_days": "days from 0.01 to 3650",
+}
+NO_NUMBERS = [
+    *(".inf", "-.inf", ".nan", "1e12", "1.0e+12", "-1", "0", "9" * 400, "true", "'5'", "soon"),
+    *("null", "[1]", "{a: 1}", "2026-01-01"),
+]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
+@pytest.mark.parametrize("option", NUMBERS)
+def test_a_number_out_of_its_range_is_refused_with_the_range(
+    write: Write, option: str, value: str
+) -> None:
+    (error,) = errors_of(write(text(extra=f"{option}: {value}")))
+    assert error == f"6: instances[0].{option}: must be a number of {NUMBERS[option]}"
+
+
+@pytest.mark.parametrize("value", [".inf", ".nan", "1e12", "-1", "0", "9" * 400, "true", "'5'"])
+def test_a_commands_time_out_of_its_range_is_refused_too(
+    write: Write, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    words = "stop: [a], start: [a], status: [a]"
+    path = write(text(service=f"{{command: {{{words}, timeout: {value}}}}}"))
+    assert cli.main(["config", "validate", "--config", str(path)]) == 1
+    expected = "service.command.timeout: must be a number of seconds from 0.01 to 86400"
+    assert capsys.readouterr().out == f"{path}:5: instances[0].{expected}\n"
+
+
+@pytest.mark.parametrize(
+    "rate", ["'0'", "'0.5'", "1025g", "99999999999g", "50", "fast", "1e9", "'-1'"]
+)
+def test_a_rate_that_rsync_would_refuse_is_refused(write: Write, rate: str) -> None:
+    (error,) = errors_of(write(text(extra=f"warm: {{bwlimit: {rate}}}")))
+    assert error.startswith("6: instances[0].warm.bwlimit: must be ")
+
+
+@pytest.mark.parametrize("rate", ["'1'", "50m", "1.5G", "1024g", "'500'", "100K"])
+def test_a_rate_that_rsync_takes_is_taken(write: Write, rate: str) -> None:
+    load(write(text(extra=f"warm: {{bwlimit: {rate}}}")))
+
+
+WRONG = ["5", "true", ".inf", "[]", "[[]]", "{}", "{a: 1}", "''", "null", "2026-01-01", "[1, x]"]
+
+
+@pytest.mark.parametrize("value", WRONG)
+def test_whatever_is_wrong_with_an_option_is_said_in_plain_words(write: Write, value: str) -> None:
+    options = [
+        *((option, f"{option}: {value}") for option in Instance.model_fields),
+        *((f"warm.{option}", f"warm: {{{option}: {value}}}") for option in ["bwlimit"]),
+        *((f"restore.{o}", f"restore: {{{o}: {value}}}") for o in ("on_extract", "owner")),
+        *(
+            (f"http_auth.{option}", f"http_auth: {{{option}: {value}}}")
+            for option in ("username", "password_file", "password_environment")
+        ),
+        ("auth_keys.metrics", f"auth_keys: {{metrics: {value}}}"),
+        ("auth_keys.metrics.file", f"auth_keys: {{metrics: {{file: {value}}}}}"),
+    ]
+    required = ("name", "data_path", "staging_path", "service")
+    for option, line in options:
+        content = text(**{option: value}) if option in required else text(extra=line)
+        try:
+            load(write(content))
+        except ConfigError as error:
+            said = error.errors
+        else:
+            said = []
+        assert not [each for each in said for phrase in PLAIN if phrase in each], (option, said)
+        assert all(re.search(r"config\.yaml:\d+: ", each) for each in said), (option, said)
+
+
+def test_every_error_of_a_service_is_listed(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(text(service="{command: {stop: a, strat: [a], status: [a], timeout: .inf}}"))
+    assert cli.main(["--config", str(path), "config", "validate"]) == 1
+    said = capsys.readouterr().out
+    assert [line.split(": ")[1].rpartition(".")[2] for line in said.splitlines()] == [
+        *("stop", "start", "timeout", "strat")
+    ]
+    assert not [phrase for phrase in PLAIN if phrase in said]
+
+
 def test_a_key_is_read_from_a_file_or_from_the_environment(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "key").write_text("of a file\n")
+    (tmp_path / "key").chmod(0o600)
     keys = f"{{metrics: {{file: {tmp_path}/key}}, force_flush: {{environment: VL_TEST_KEY}}}}"
     instance = load(write(text(extra=f"auth_keys: {keys}"))).config.instances[0]
     monkeypatch.setenv("VL_TEST_KEY", "of a variable")
@@ -142,7 +240,7 @@ def test_a_key_is_read_from_a_file_or_from_the_environment(
     [
         ("{metric: {file: /k}}", "metric: unknown key; the nearest valid key is metrics"),
         ("{metrics: {fil: /k}}", "metrics.fil: unknown key; the nearest valid key is file"),
-        ("{metrics: {}}", "metrics: should have either file or environment"),
+        ("{metrics: {}}", "metrics: must have either file or environment"),
         ("{metrics: {file: k}}", "metrics.file: must be an absolute path"),
     ],
 )
@@ -191,28 +289,31 @@ def second(data: str = "/srv/data2", staging: str = "/srv/staging2", name: str =
         (text(name=None), ["2: instances[0].name: is missing"]),
         (text(service=None), ["2: instances[0].service: is missing"]),
         ("state_path: /x\n", ["instances: is missing"]),
-        ("instances: []\n", ["1: instances: List should have at least 1 item"]),
-        ("", ["should be a valid dictionary"]),
-        ("# nothing\n", ["should be a valid dictionary"]),
-        ("- name: x\n", ["should be a valid dictionary"]),
-        ("just words\n", ["should be a valid dictionary"]),
-        ("instances: 5\n", ["1: instances: should be a valid list"]),
-        ("instances: [5]\n", ["1: instances[0]: should be a valid dictionary"]),
+        ("instances: []\n", ["1: instances: must have at least 1 in it"]),
+        ("", ["must have keys of its own: instances, plugins, state_path"]),
+        ("# nothing\n", ["must have keys of its own: instances"]),
+        ("- name: x\n", ["must have keys of its own: instances"]),
+        ("just words\n", ["must have keys of its own: instances"]),
+        ("instances: 5\n", ["1: instances: must be a list"]),
+        ("instances: [5]\n", ["1: instances[0]: must have keys of its own: name, "]),
         # Wrong types: nothing is guessed from a string or a number.
-        (text(name="5"), ["2: instances[0].name: should be a valid string"]),
-        (text(data_path="[/srv]"), ["3: instances[0].data_path: should be a valid string"]),
-        (text(service="systemd"), ["5: instances[0].service: should be a valid dictionary"]),
-        (text(extra="stop_timeout: soon"), ["6: instances[0].stop_timeout: should be a valid"]),
-        (text(extra="stop_timeout: 0"), ["6: instances[0].stop_timeout: should be greater than 0"]),
-        (text(extra="max_downtime: '5'"), ["6: instances[0].max_downtime: should be a valid"]),
-        (text(extra="max_downtime: true"), ["6: instances[0].max_downtime: should be a valid"]),
-        (text(extra="ssh_command: ssh"), ["6: instances[0].ssh_command: should be a valid"]),
+        (text(name="5"), ["2: instances[0].name: must be text"]),
+        (text(data_path="[/srv]"), ["3: instances[0].data_path: must be text"]),
+        (text(service="systemd"), ["5: instances[0].service: must have keys of its own"]),
+        (text(extra="stop_timeout: soon"), ["6: instances[0].stop_timeout: must be a number"]),
+        (text(extra="stop_timeout: 0"), ["6: instances[0].stop_timeout: must be a number"]),
+        (text(extra="max_downtime: '5'"), ["6: instances[0].max_downtime: must be a number"]),
+        (text(extra="max_downtime: true"), ["6: instances[0].max_downtime: must be a number"]),
+        (text(extra="ssh_command: ssh"), ["6: instances[0].ssh_command: must be a list of words"]),
         (text(extra="ssh_command: []"), ["6: instances[0].ssh_command: "]),
-        (text(extra="ssh_command: [ssh, '']"), ["6: instances[0].ssh_command[1]: "]),
+        (
+            text(extra="ssh_command: [ssh, '']"),
+            ["6: instances[0].ssh_command: must be a list of words, none"],
+        ),
         (text(extra="restore: {owner: nobody}"), ["6: instances[0].restore.owner: "]),
         (
             text(extra="restore:\n      on_extract: 1"),
-            ["7: instances[0].restore.on_extract: should be a valid boolean"],
+            ["7: instances[0].restore.on_extract: must be true or false"],
         ),
         # Names, paths, addresses.
         (text(name="../x"), ["2: instances[0].name: "]),
@@ -234,11 +335,11 @@ def second(data: str = "/srv/data2", staging: str = "/srv/staging2", name: str =
         # What is valid alone but not together.
         (
             text(service="{}"),
-            ["5: instances[0].service: should name one service manager"],
+            ["5: instances[0].service: must name one service manager"],
         ),
         (
             text(service="{systemd: a, command: {}}"),
-            ["5: instances[0].service: should name one service manager"],
+            ["5: instances[0].service: must name one service manager"],
         ),
         (
             text(staging_path="/srv/data"),
@@ -300,7 +401,7 @@ def second(data: str = "/srv/data2", staging: str = "/srv/staging2", name: str =
         ("a: !!timestamp 2001-99-99\n", ["is not valid YAML: "]),
         ("a: 2001-99-99\n", ["is not valid YAML: "]),
         (b"instances: \xff\xfe\n", ["is not UTF-8 text"]),
-        ("#" * (1 << 20) + "\n", ["is larger than 1048576 bytes"]),
+        ("#" * (1 << 18) + "\n", ["is larger than 262144 bytes"]),
     ],
 )
 def test_each_error_has_its_line_its_key_and_what_is_wrong(
@@ -311,6 +412,52 @@ def test_each_error_has_its_line_its_key_and_what_is_wrong(
     for error, start in zip(sorted(found), sorted(expected), strict=True):
         # The line first, if it is known.
         assert error.startswith(start) if start[:1].isdigit() else start in error
+
+
+def bomb(pattern: str) -> str:
+    """Ten lines; each is nine times the one before, by what `pattern` does with nine aliases."""
+    lines = ["a0: &a0 {x: 1}"]
+    for depth in range(1, 10):
+        aliases = ", ".join([f"*a{depth - 1}"] * 9)
+        lines.append(f"a{depth}: &a{depth} " + pattern.format(aliases=aliases))
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "content",
+    [
+        bomb("[{aliases}]"),
+        bomb("{{<<: [{aliases}], y: 1}}"),
+        "[" * 200_000,
+        "{a: " * 60_000,
+        "- " * 100_000,
+        "? " * 50_000,
+        "&a " * 50_000,
+        "\0" * 1000,
+        "a: b\n" * 50_000,
+        "k: " + "9" * 200_000,
+        "- - - *a\n",
+    ],
+    ids=["lists", "merges", "[", "{", "-", "?", "&", "NUL", "twice", "digits", "no alias"],
+)
+def test_yaml_that_would_have_no_end_ends_with_one_line(write: Write, content: str) -> None:
+    path = write(content)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert str(caught.value).isprintable()
+    assert len(caught.value.errors[0]) < 400
+
+
+def test_an_alias_bomb_is_called_what_it_is(write: Write) -> None:
+    (error,) = errors_of(write(bomb("[{aliases}]") + text()))
+    assert error == "is not valid YAML: with its aliases, it has more than 20000 values"
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/null", "/dev/tty"])
+def test_a_device_is_no_config(device: str) -> None:
+    with pytest.raises(OperatorError, match=f"{device}( is not a regular file|: )"):
+        load(Path(device))
 
 
 @pytest.mark.parametrize(
@@ -371,7 +518,7 @@ def test_paths_on_another_host_overlap_with_none_here(write: Write) -> None:
         ),
         (
             text(service="\n      command: {stop: [a], start: [a], status: [a, 5]}"),
-            ":6: instances[0].service.command.status[1]: ",
+            ":6: instances[0].service.command.status: ",
         ),
         (
             text(service="{sytemd: x.service}"),

@@ -158,6 +158,18 @@ def test_the_include_says_nothing_of_hard_links_between_two_filesystems(tmp_path
     assert "files_changed" not in text
 
 
+def test_the_include_names_the_file_that_it_was_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = loaded_with(tmp_path, "one")
+    monkeypatch.chdir(tmp_path)
+    command = ["config", "generate", "--borgmatic", "--config", str(loaded.path), "--destination"]
+    for written in ("etc/ours.yaml", str(tmp_path / "theirs.yaml")):
+        assert cli.main([*command, written]) == 0
+        text = (tmp_path / written).read_text()
+        assert re.findall("!include (.*)", text) == [str(tmp_path / written)]
+
+
 def test_the_include_for_some_instances_names_them(tmp_path: Path) -> None:
     loaded = loaded_with(tmp_path, "one", "two", "three")
     include = parse(generate.borgmatic_include(loaded, loaded.instances(["one", "three"])))

@@ -8,6 +8,7 @@ import pwd
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import FAKE_SSH
+from tests.support import FAKE_SSH, umask
 from vl_borg_hooks.errors import CommandFailed, OperatorError
 from vl_borg_hooks.system.hosts import FileLocked, Host, Owner, Tree
 from vl_borg_hooks.system.local import LocalHost
-from vl_borg_hooks.system.ssh import SshHost
+from vl_borg_hooks.system.ssh import SOCKETS, SshHost
 
 SHOW = "import json, sys; print(json.dumps(sys.argv[1:]))"
 HOSTILE = [
@@ -373,3 +374,33 @@ def test_a_name_that_is_no_utf8_can_be_renamed(host: Host, tmp_path: Path) -> No
     (name,) = [name for name in host.entries(str(tmp_path)) if name.startswith("a")]
     host.rename(f"{tmp_path}/{name}", f"{tmp_path}/renamed")
     assert (tmp_path / "renamed").exists()
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0])
+def test_the_umask_does_not_decide_who_sees_into_our_directories(
+    host: Host, tmp_path: Path, mask: int
+) -> None:
+    there = tmp_path / "there"
+    there.mkdir(mode=0o750)
+    with umask(mask):
+        host.make_directory(f"{there}/a/b/c", 0o755)
+        host.make_directory(f"{there}/a/d", 0o700)
+        host.make_directory(str(there), 0o700)
+    modes = [stat.S_IMODE((there / path).stat().st_mode) for path in ("a", "a/b", "a/b/c", "a/d")]
+    assert modes == [0o755, 0o755, 0o755, 0o700]
+    assert stat.S_IMODE(there.stat().st_mode) == 0o750
+
+
+def test_what_a_killed_run_has_left_of_a_connection_is_removed_by_the_next(
+    ssh: SshHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    kept = ["vl-borg-hooks-ssh-1-x", "vl-borg-hooks-ssh-x", "of-others"]
+    for name in (f"{SOCKETS}{ended.pid}-abc", *kept):
+        (tmp_path / "tmp" / name).mkdir(parents=True)
+        (tmp_path / "tmp" / name / "ssh").touch()
+    with ssh.connected():
+        pass
+    assert sorted(os.listdir(tmp_path / "tmp")) == sorted(kept)

@@ -338,6 +338,14 @@ def test_with_an_inventory_alone_all_of_the_copy_is_read_and_then_known(
     assert set(read) == {path for path in copy.data.rglob("*") if path.is_file()}
 
 
+def test_how_much_is_read_again_is_told_as_it_is_read(copy: StagingCopy) -> None:
+    (copy.path.parent / STAMPS).unlink()
+    last = LastPublished.of(copy, copy.manifest(), copy.path.parent)
+    assert last
+    told: list[int] = []
+    assert last.look(every=YEARS, on_read=told.append).read == sum(told) == copy.manifest().bytes
+
+
 def test_a_run_that_published_nothing_leaves_the_last_copy_known(copy: StagingCopy) -> None:
     copy.unpublish()
     found = LastPublished.of(copy, None, copy.path.parent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -14,13 +14,14 @@ from tests.parts.fakes import FakeService
 from tests.support import write_config
 from vl_borg_hooks import steps
 from vl_borg_hooks.config import ConfigError, LoadedConfig, load
-from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.errors import OperatorError, unexpected
 from vl_borg_hooks.plugin import hookimpl, manager
 from vl_borg_hooks.plugin.checks import Check
 from vl_borg_hooks.plugin.context import Additions, Backup
 from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.services import ServiceFactory, ServiceManager
 from vl_borg_hooks.system.hosts import Host
+from vl_borg_hooks.system.local import LocalHost
 
 
 class Section(BaseModel):
@@ -194,8 +195,8 @@ def test_a_plugin_is_given_its_section_or_the_defaults(
     [
         ({"chta": {}}, "plugins.chta: no plugin has this section; the nearest is chat"),
         ({"chat": {"lod": True}}, "plugins.chat.lod: unknown key; the nearest valid key is loud"),
-        ({"chat": {"loud": "very"}}, "plugins.chat.loud: should be a valid boolean"),
-        ({"chat": "#logs"}, "plugins.chat: should be a valid dictionary"),
+        ({"chat": {"loud": "very"}}, "plugins.chat.loud: must be true or false"),
+        ({"chat": "#logs"}, "plugins.chat: must have keys of its own: channel, loud"),
     ],
 )
 def test_a_wrong_section_is_an_error_with_the_line_of_its_key(
@@ -210,6 +211,109 @@ def test_a_wrong_section_is_an_error_with_the_line_of_its_key(
     assert message.startswith(expected)
     line = loaded.path.read_text().splitlines()[int(place.rpartition(":")[2]) - 1]
     assert expected.split(":")[0].rpartition(".")[2] in line
+
+
+def test_all_that_is_wrong_with_sections_is_listed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch, Plugin("a", tmp_path, "chat"))
+    loaded = configured(tmp_path, chta={}, chat={"channel": 5, "loud": "very", "lod": 1})
+    with pytest.raises(ConfigError) as caught:
+        added(manager.load(()), loaded)
+    assert [error.split(": ")[1] for error in caught.value.errors] == [
+        *("plugins.chta", "plugins.chat.channel", "plugins.chat.loud", "plugins.chat.lod")
+    ]
+
+
+def test_an_unknown_key_in_a_section_of_a_section_has_its_own_nearest_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Room(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+
+        members: int = 0
+
+    class Rooms(BaseModel):
+        rooms: dict[str, list[Room]] = {}
+
+    class Chat:
+        @hookimpl
+        def service_managers(self) -> Mapping[str, ServiceFactory]:
+            return {}
+
+        @hookimpl
+        def plugin_options(self) -> Mapping[str, type[BaseModel]]:
+            return {"chat": Rooms}
+
+    install(monkeypatch, Chat())
+    loaded = configured(tmp_path, chat={"rooms": {"ops": [{"membres": 5}]}})
+    with pytest.raises(ConfigError, match="membres: unknown key; the nearest valid key is members"):
+        added(manager.load(()), loaded)
+
+
+class Failing:
+    """A plugin that fails in some hook."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    @hookimpl
+    def before_stop(self) -> None:
+        raise self.error
+
+    @hookimpl
+    def after_start(self, target: object) -> None:
+        # Ours fails, and not this.
+        LocalHost().run(["false"])
+
+    @hookimpl
+    def stop_service(self) -> None:
+        pass
+
+
+class Around:
+    """A plugin around all others, which is not to blame."""
+
+    @hookimpl(wrapper=True)
+    def before_stop(self) -> Generator[None, None, None]:
+        yield
+
+
+def loaded_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> Hooks:
+    def register(self: pluggy.PluginManager, group: str) -> int:
+        self.register(Failing(error), "the-culprit")
+        self.register(Around(), "the-bystander")
+        return 2
+
+    monkeypatch.setattr(pluggy.PluginManager, "load_setuptools_entrypoints", register)
+    return manager.load(steps.BUILT_IN)
+
+
+def test_an_error_in_a_plugin_says_which_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    hooks = loaded_with(monkeypatch, ValueError("boom"))
+    with pytest.raises(ValueError, match="boom") as caught:
+        hooks.before_stop(None)  # type: ignore[arg-type]
+    assert unexpected(caught.value).what == (
+        "unexpected ValueError: boom (in the plugin the-culprit)"
+    )
+    hooks = loaded_with(monkeypatch, OperatorError("nobody answers the phone", hint="call again"))
+    with pytest.raises(OperatorError) as refused:
+        hooks.before_stop(None)  # type: ignore[arg-type]
+    assert str(refused.value) == "the plugin the-culprit: nobody answers the phone; call again"
+
+
+def test_what_our_own_code_refuses_is_not_blamed_on_the_plugin_that_called_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(OperatorError) as caught:
+        loaded_with(monkeypatch, ValueError()).after_start(None)  # type: ignore[arg-type]
+    assert caught.value.what == "false failed: exit status 1"
+
+
+def test_an_error_in_our_own_steps_names_no_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AttributeError) as caught:
+        loaded_with(monkeypatch, ValueError()).stop_service(None)  # type: ignore[arg-type]
+    assert "(in the plugin" not in str(unexpected(caught.value))
 
 
 def test_a_section_without_a_plugin_for_it_is_an_error(

@@ -15,6 +15,7 @@ import time
 import pytest
 
 from tests.support import said
+from vl_borg_hooks.system import log
 from vl_borg_hooks.transfer import progress
 from vl_borg_hooks.transfer.progress import Parser, Point, Reporter, describe
 
@@ -22,54 +23,109 @@ from vl_borg_hooks.transfer.progress import Parser, Point, Reporter, describe
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("         32,768   0%", Point(0, 0, 0)),
-        ("  32768   1%    0.00kB/s    0:00:00  \r", Point(32768, 0, 0)),
-        ("  32768   1%    0.00kB/s    0:00:00 (xfr#1, to-chk=3/9)\r", Point(32768, 6, 9)),
-        ("  32768   1%    0.00kB/s    0:00:00 (xfr#1, ir-chk=3/9)\n", Point(32768, 6, 9)),
-        ("  0   0%    0.00kB/s    0:00:00 (xfr#0, to-chk=0/0)\n", Point(0, 0, 0)),
-        ("100% of nothing\n", Point(0, 0, 0)),
+        ("         32,768   0%", Point(0)),
+        ("  32768   1%    0.00kB/s    0:00:00  \r", Point(32768, 0.01)),
+        ("  32768   1%    0.00kB/s    0:00:00 (xfr#1, to-chk=3/9)\r", Point(32768, 0.01)),
+        ("  32768  50%    0.00kB/s    0:00:00 (xfr#1, ir-chk=3/9)\n", Point(32768, 0.5)),
+        ("  0   0%    0.00kB/s    0:00:00 (xfr#0, to-chk=0/0)\n", Point(0)),
+        ("100% of nothing\n", Point(0)),
     ],
 )
 def test_a_line_is_progress_or_it_is_not(line: str, expected: Point) -> None:
     assert Parser().feed(line) == expected
 
 
-def test_what_is_known_of_the_files_stays_known() -> None:
-    parser = Parser()
-    parser.feed("  10   1%    0.00kB/s    0:00:00 (xfr#1, to-chk=3/9)\r")
-    assert parser.feed("  20   1%    0.00kB/s    0:00:00  \r") == Point(20, 6, 9)
+def test_what_is_there_already_counts_by_its_files() -> None:
+    parser = Parser(all_new=False)
+    parser.feed("  10   1%    0.00kB/s    0:00:00 (xfr#1, to-chk=3/12)\r")
+    # And stays known.
+    assert parser.feed("  20   1%    0.00kB/s    0:00:00  \r") == Point(20, 0.75)
+    assert parser.feed("  20   1%    0.00kB/s    0:00:00 (xfr#1, to-chk=0/0)\r") == Point(20, 1)
 
 
-def test_plain_lines_come_at_most_every_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    with said() as lines, Reporter("default").transfer("warm pass") as report:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, in the only element of a list."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_plain_lines_come_at_most_every_five_seconds(clock: list[float]) -> None:
+    with said() as lines, Reporter("default").progress("warm pass") as report:
         for step in range(151):
-            now = 1000.0 + step / 10
-            report(Point(step * 1_000_000, step, 300))
+            clock[0] = 1000.0 + step / 10
+            report(Point(step * 1_000_000, step / 300))
     assert lines == [
-        "default: warm pass: 50.0 MB copied, 10.0 MB/s, 50 of 300 files, about 25 s left",
-        "default: warm pass: 100.0 MB copied, 10.0 MB/s, 100 of 300 files, about 20 s left",
-        "default: warm pass: 150.0 MB copied, 10.0 MB/s, 150 of 300 files, about 15 s left",
+        "default: warm pass: 50.0 MB copied, 10.0 MB/s, 17%, about 25 s left",
+        "default: warm pass: 100.0 MB copied, 10.0 MB/s, 33%, about 20 s left",
+        "default: warm pass: 150.0 MB copied, 10.0 MB/s, 50%, about 15 s left",
+    ]
+
+
+def test_a_large_file_among_small_ones_does_not_make_the_time_left_short(
+    clock: list[float],
+) -> None:
+    """1,000 files of 1 kB are done at once, and then one of 10 GB: by files, all would be done."""
+    with said() as lines, Reporter("default").counting("the copy", "hashed", 10**10) as add:
+        for _ in range(1000):
+            add(1000)
+        for _ in range(100):
+            clock[0] += 0.1
+            add(10**7)
+    assert lines[-1] == "default: the copy: 1.0 GB hashed, 100.1 MB/s, 10%, about 1 min 30 s left"
+
+
+@pytest.mark.parametrize("total", [0, 5])
+def test_an_empty_file_is_no_progress(clock: list[float], total: int) -> None:
+    with said() as lines, Reporter("default").counting("the copy", "linked", total) as add:
+        add(0)
+        clock[0] += 10
+        add(0)
+    assert lines == ["default: the copy: 0 B linked, 0 B/s"]
+
+
+def test_more_than_was_expected_has_no_time_left(clock: list[float]) -> None:
+    with said() as lines, Reporter("default").counting("the copy", "hashed", 1000) as add:
+        add(100)
+        clock[0] += 10
+        add(1900)
+    assert lines == ["default: the copy: 2.0 kB hashed, 200 B/s"]
+
+
+def test_without_a_terminal_a_line_a_minute_is_shown_at_verbosity_0(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(log.LEVELS[0], "vl-borg-hooks")
+    with Reporter("default").counting("the copy", "hashed", 1000) as add:
+        for _ in range(180):
+            add(1)
+            clock[0] += 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "default: the copy: 61 B hashed, 1 B/s, 6%, about 15 min 24 s left",
+        "default: the copy: 121 B hashed, 1 B/s, 12%, about 14 min 32 s left",
     ]
 
 
 def test_a_pass_of_a_moment_says_nothing() -> None:
-    with said() as lines, Reporter("default").transfer("final pass") as report:
-        report(Point(1, 1, 1))
+    with said() as lines, Reporter("default").progress("final pass") as report:
+        report(Point(1, 1))
     assert lines == []
 
 
 DRIVE = """\
-import sys, time
+import logging, sys, time
+from vl_borg_hooks.system import log
 from vl_borg_hooks.transfer.progress import Point, Reporter
 real = time.monotonic
-with Reporter("default").transfer("warm pass") as report:
+logging.basicConfig(level=log.LEVELS[0])
+with Reporter("default").progress("warm pass") as report:
     start = real()
+    report(Point(0, 0))
     time.monotonic = lambda: start + 10
-    report(Point(250_000_000, 25, 100))
+    report(Point(250_000_000, 0.25))
     time.monotonic = lambda: start + 20
-    report(Point(500_000_000, 50, 100))
+    report(Point(500_000_000, 0.5))
     time.monotonic = real
 print("done", file=sys.stderr)
 """
@@ -101,7 +157,7 @@ def test_a_terminal_gets_a_bar_with_percent_bytes_rate_and_time_left() -> None:
     last = shown[: shown.index("done")].split("\r")
     bar = next(part for part in reversed(last) if "%" in part)
     assert re.search(r"^default: warm pass +50%\|.*\| ", bar)
-    assert "500.0 MB copied, 25.0 MB/s, 50 of 100 files, about 20 s left" in bar
+    assert "500.0 MB copied, 25.0 MB/s, 50%, about 20 s left" in bar
     # It goes when the pass is over, and never becomes a second line.
     assert shown.count("\n") == 1
 
@@ -109,24 +165,16 @@ def test_a_terminal_gets_a_bar_with_percent_bytes_rate_and_time_left() -> None:
 @pytest.mark.parametrize(
     ("point", "elapsed", "expected"),
     [
-        (Point(0, 0, 0), 0.0, "0 B copied, 0 B/s"),
-        (Point(999, 0, 0), 1.0, "999 B copied, 999 B/s"),
-        (Point(1500, 0, 9), 2.0, "1.5 kB copied, 750 B/s, 0 of 9 files"),
-        (
-            Point(3_000_000, 1, 4),
-            30.0,
-            "3.0 MB copied, 100.0 kB/s, 1 of 4 files, about 1 min 30 s left",
-        ),
-        (Point(2 * 10**9, 4, 4), 2.0, "2.0 GB copied, 1.0 GB/s, 4 of 4 files"),
-        (
-            Point(10**13, 1, 1001),
-            10.0,
-            "10.0 TB copied, 1.0 TB/s, 1 of 1001 files, about 2 h 46 min left",
-        ),
+        (Point(0), 0.0, "0 B copied, 0 B/s"),
+        (Point(999), 1.0, "999 B copied, 999 B/s"),
+        (Point(1500), 2.0, "1.5 kB copied, 750 B/s"),
+        (Point(3_000_000, 0.25), 30.0, "3.0 MB copied, 100.0 kB/s, 25%, about 1 min 30 s left"),
+        (Point(2 * 10**9, 1), 2.0, "2.0 GB copied, 1.0 GB/s, 100%"),
+        (Point(10**13, 0.001), 10.0, "10.0 TB copied, 1.0 TB/s, 0%, about 2 h 46 min left"),
     ],
 )
 def test_a_point_in_words(point: Point, elapsed: float, expected: str) -> None:
-    assert describe(point, elapsed) == expected
+    assert describe(point, elapsed, "copied") == expected
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.parts.fakes import FakeClient, with_client
-from tests.support import make_backup, make_data, make_part
+from tests.support import make_backup, make_data, make_part, said
 from vl_borg_hooks import __version__
 from vl_borg_hooks.errors import InvalidCopy
 from vl_borg_hooks.plugin.context import Backup, Copied
@@ -21,7 +22,7 @@ from vl_borg_hooks.staging.manifest import Manifest
 from vl_borg_hooks.staging.verify import verify
 from vl_borg_hooks.steps.publish import publish_copy
 from vl_borg_hooks.system.local import LocalHost
-from vl_borg_hooks.transfer import PassResult
+from vl_borg_hooks.transfer import PassResult, progress
 from vl_borg_hooks.victorialogs import parts
 
 TABLE = "partitions/20261122/datadb"
@@ -251,3 +252,19 @@ def test_partitions_that_have_not_changed_are_not_read_again(
     read.clear()
     assert published(backup, last_published=known(backup)).rows == second.rows
     assert read == []
+
+
+def test_how_far_the_first_hashing_is_is_said_by_bytes(
+    backup: Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_LINE_SECONDS", 0)
+    size = sum(path.stat().st_size for path in backup.staging.data.rglob("*") if path.is_file())
+    warm = PassResult(1, 1000, 0.1, linked_files=9, linked_bytes=size - 1000)
+    with said() as lines:
+        published(backup, warm=warm, final=PassResult(0, 0, 0.1))
+    hashed = [line for line in lines if "hashed, " in line and "/s" in line]
+    shares = [int(re.findall(r"(\d+)%", line)[0]) for line in hashed]
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+    assert hashed[-1].startswith(f"default: the copy: {progress.human_bytes(size)} hashed, ")
+    assert any("left" in line for line in hashed)

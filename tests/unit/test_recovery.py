@@ -108,6 +108,15 @@ def test_what_a_killed_backup_stopped_is_started(killed: Killed) -> None:
     assert not killed.recover()
 
 
+def test_only_a_run_that_was_killed_was_cut_short(killed: Killed) -> None:
+    """A restore that fails brings VictoriaLogs back itself."""
+    killed.note("restore", found_running=True)
+    with said() as lines:
+        assert recover(killed.hooks, killed.target, undo=True)
+    assert lines[0] == "default: a restore has failed: bringing VictoriaLogs back"
+    assert not any("cut short" in line or "killed" in line for line in lines)
+
+
 def test_what_a_killed_backup_has_not_stopped_yet_goes_on(killed: Killed) -> None:
     killed.service.live()
     killed.note("before-create", found_running=True)

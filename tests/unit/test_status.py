@@ -149,7 +149,7 @@ def test_a_run_that_was_killed_is_unfinished(place: Place) -> None:
     place.records.note(Journal("before-create", found_running=True))
     found = place.overview()
     assert found.unfinished
-    assert found.lines()[-1] == "  a run was killed: vl-borg-hooks recover finishes it"
+    assert found.lines()[-1] == "  a before-create was cut short: vl-borg-hooks recover finishes it"
 
 
 def test_replaced_data_is_told_with_its_age_its_size_and_what_to_do(place: Place) -> None:

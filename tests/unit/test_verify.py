@@ -24,13 +24,16 @@ from tests.support import (
     make_part,
     make_partition,
     publish,
+    said,
     write_inventory,
 )
 from vl_borg_hooks import cli
+from vl_borg_hooks.actions.verify import verify_all
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.staging.manifest import Manifest
 from vl_borg_hooks.staging.verify import LISTED_PROBLEMS, verify
 from vl_borg_hooks.staging.walk import DEEPEST
+from vl_borg_hooks.transfer import progress
 
 DAY = "data/partitions/20261121"
 PART = f"{DAY}/datadb/18A0000000000000"
@@ -64,6 +67,21 @@ def test_a_sound_copy_is_ok_and_says_what_it_holds(copy: StagingCopy, capsys: Ca
         f"{copy.path}: ok: 42 rows, {files} files, {size} bytes of default, "
         "made 2026-11-22T00:00:00+00:00\n"
     )
+
+
+def test_how_far_a_verification_is_is_said_by_bytes(
+    copy: StagingCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_LINE_SECONDS", 0)
+    with said() as lines:
+        assert [report.is_sound for report in verify_all(copy.path, quick=False)] == [True]
+    size = progress.human_bytes(copy.manifest().bytes)
+    assert lines[-1].startswith(f"{copy.path}: the copy: {size} verified, ")
+    assert lines[-1].endswith("/s, 100%")
+    assert "left" in lines[-2]
+    with said() as lines:
+        list(verify_all(copy.path, quick=True))
+    assert lines == []
 
 
 def test_a_copy_is_found_wherever_it_was_extracted_to(tmp_path: Path, capsys: Capture) -> None:

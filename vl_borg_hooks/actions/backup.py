@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -118,7 +119,7 @@ def _is_published_for(setting: Setting, backup: Backup, holder: Holder) -> bool:
     known = LastPublished.of(backup.staging, manifest, backup.records.directory)
     if known is None or not known.look(every=backup.instance.reread_seconds).is_as_published:
         return False
-    backup.reporter.say(
+    backup.reporter.result(
         f"published already for this run of borgmatic, at {manifest.created}: VictoriaLogs is not "
         "stopped again"
     )
@@ -130,7 +131,7 @@ def _look(hooks: Hooks, backups: Sequence[Backup]) -> None:
     for backup in backups:
         with explained(backup):
             require(backup, hooks.backup_checks(backup))
-        backup.reporter.say(f"ready: {describe_state(backup)}")
+        backup.reporter.result(f"ready: {describe_state(backup)}")
 
 
 def _back_up_all(setting: Setting, backups: Sequence[Backup], holder: Holder) -> None:
@@ -145,7 +146,10 @@ def _back_up_all(setting: Setting, backups: Sequence[Backup], holder: Holder) ->
         for backup in backups:
             with explained(backup):
                 recover(hooks, backup)
+                started = time.monotonic()
                 require(backup, hooks.backup_checks(backup))
+                seconds = time.monotonic() - started
+                backup.reporter.say(f"ready: {describe_state(backup)}; checked in {seconds:.2f} s")
         may_be_published = True
         for outcome in outcomes:
             with explained(outcome.backup):
@@ -193,8 +197,8 @@ def _back_up_one(hooks: Hooks, outcome: _Outcome) -> None:
     backup.staging.unpublish()
     outcome.copied = hooks.make_copy(backup)
     outcome.manifest = manifest = hooks.publish(backup, outcome.copied)
-    backup.reporter.say(
-        f"published: {manifest.rows} rows, {manifest.files} files, "
+    backup.reporter.result(
+        f"published: {manifest.rows:,} rows, {manifest.files:,} files, "
         f"{human_bytes(manifest.bytes)}; {_downtime(backup)}"
     )
 

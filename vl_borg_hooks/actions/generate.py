@@ -59,13 +59,18 @@ def commented_config() -> str:
     return resources.files("vl_borg_hooks").joinpath("config.example.yaml").read_text("utf-8")
 
 
-def borgmatic_include(loaded: LoadedConfig, instances: Sequence[Instance]) -> str:
-    """Return the include that makes a borgmatic config back up `instances`."""
+def borgmatic_include(
+    loaded: LoadedConfig, instances: Sequence[Instance], destination: Path | None = None
+) -> str:
+    """Return the include that makes a borgmatic config back up `instances`.
+
+    `destination` is the file that it is going to be; if that is not known, it is beside the config.
+    """
     command = [_executable(), "--config", str(loaded.path.absolute())]
     if len(instances) < len(loaded.config.instances):
         command += [word for instance in instances for word in ("--instance", instance.name)]
     return INCLUDE.format(
-        include=loaded.path.absolute().with_name("borgmatic.yaml"),
+        include=(destination or loaded.path.with_name("borgmatic.yaml")).absolute(),
         staging_paths="\n".join(
             f"    - {_yaml_string(instance.staging_path)}" for instance in instances
         ),

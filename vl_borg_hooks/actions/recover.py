@@ -89,7 +89,7 @@ def _try(
         do(setting.hooks, setting.target(instance))
         return True
     except Busy as busy:
-        logger.info("%s: %s: nothing to recover", instance.name, busy)
+        logger.log(log.RESULT, "%s: %s: nothing to recover", instance.name, busy)
         return True
     except Exception as caught:  # noqa: BLE001 - the next instance may be down too
         error = caught if isinstance(caught, OperatorError) else unexpected(caught)
@@ -120,16 +120,16 @@ def _say_what_is_left(hooks: Hooks, target: Target) -> None:
     """Say what would be done now; change nothing."""
     run = target.records.run_that_is_on()
     if run:
-        target.reporter.say(f"a run is in progress: {run}: nothing to recover")
+        target.reporter.result(f"a run is in progress: {run}: nothing to recover")
         return
     with explained(target):
         journal = target.records.journal()
         if journal is None:
-            target.reporter.say("nothing to recover")
+            target.reporter.result("nothing to recover")
             return
         undo = "" if journal.replaced is None else "bring back the data that it replaced, and "
         done = "start" if journal.found_running else "stop"
-        target.reporter.say(
+        target.reporter.result(
             f"a {journal.command} was cut short: would {undo}{done} VictoriaLogs if it is not "
             f"{'running' if journal.found_running else 'stopped'}; now {describe_state(target)}"
         )
@@ -147,7 +147,7 @@ def _recover(hooks: Hooks, target: Target, *, wait: bool) -> None:
         seconds = 0.0
         journal = records.journal()
         if journal is None and not wait:
-            target.reporter.say("nothing to recover")
+            target.reporter.result("nothing to recover")
         elif journal is not None and journal.found_running:
             seconds = window.stop_may_come(target)
         recover(hooks, target)
@@ -163,7 +163,7 @@ def _drop_lease(target: Target) -> None:
         lease = target.records.lease()
         if lease and target.records.lease_holder() is None:
             target.records.release_lease()
-            target.reporter.say(f"dropped the lease of {lease}, which has ended")
+            target.reporter.result(f"dropped the lease of {lease}, which has ended")
     except InvalidCopy as error:
         # The next backup refuses it. VictoriaLogs has to be watched all the same.
         target.reporter.warn(str(error))

@@ -55,7 +55,7 @@ def roll_back(
             _say(target, wanted, kept, yes=yes, dry_run=dry_run)
             if not dry_run:
                 exchange(setting.hooks, wanted)
-                target.reporter.say(f"returned to {_rows(wanted.expected)} of the {kept.what}")
+                target.reporter.result(f"returned to {_rows(wanted.expected)} of the {kept.what}")
 
 
 def discard_replaced(loaded: LoadedConfig, instances: Sequence[Instance], *, dry_run: bool) -> None:
@@ -66,7 +66,7 @@ def discard_replaced(loaded: LoadedConfig, instances: Sequence[Instance], *, dry
         with exclusive(target, "restore --discard-replaced"), explained(target):
             if dry_run:
                 for kept in kept_data(target.host, target.data_directory):
-                    target.reporter.say(f"would remove {_described(target, kept)}")
+                    target.reporter.result(f"would remove {_described(target, kept)}")
                 continue
             refuse_planted(target.host, target.data_directory)
             # It may need what is kept.
@@ -74,10 +74,10 @@ def discard_replaced(loaded: LoadedConfig, instances: Sequence[Instance], *, dry
             for kept in kept_data(target.host, target.data_directory):
                 said = _described(target, kept)
                 Swap(target.host, target.data_directory).discard(kept)
-                target.reporter.say(f"removed {said}")
+                target.reporter.result(f"removed {said}")
     for instance in instances:
         if instance.name not in [target.name for target in targets]:
-            setting.target(instance).reporter.say("no replaced data is kept")
+            setting.target(instance).reporter.result("no replaced data is kept")
 
 
 def _with_kept_data(setting: Setting, instances: Sequence[Instance]) -> list[Target]:
@@ -137,7 +137,7 @@ def _say(target: Target, wanted: Exchange, kept: Kept, *, yes: bool, dry_run: bo
         return
     if statement:
         target.reporter.warn(statement)
-    target.reporter.say(f"would return to {_rows(wanted.expected)} of the {kept.what}")
+    target.reporter.result(f"would return to {_rows(wanted.expected)} of the {kept.what}")
 
 
 def _rows(expected: Expected) -> str:

@@ -116,7 +116,7 @@ def _restore_one(hooks: Hooks, target: Restore, *, yes: bool, dry_run: bool) -> 
         require(target, hooks.restore_checks(target))
         if statement := _replaced(target):
             target.reporter.warn(statement)
-        target.reporter.say(
+        target.reporter.result(
             f"would restore {_what(target.manifest)}, into {target.instance.data_path}"
         )
         return
@@ -130,7 +130,7 @@ def _restore_one(hooks: Hooks, target: Restore, *, yes: bool, dry_run: bool) -> 
         _report_failure(hooks, target, error)
         raise
     away = "" if target.downtime is None else f"; VictoriaLogs was away for {target.downtime:.2f} s"
-    target.reporter.say(f"restored: {_what(target.manifest)}{away}")
+    target.reporter.result(f"restored: {_what(target.manifest)}{away}")
     hooks.after_restore(target, None)
 
 
@@ -141,7 +141,10 @@ def _verify(target: Restore, *, quick: bool) -> None:
     data does: what is put in place has files of its own, and is compared with the inventory again.
     """
     target.reporter.say(f"verifying {target.copy.path}")
-    target.manifest = verify(target.copy, linked=True, quick=quick).raise_problems()
+    total = 0 if quick else target.manifest.bytes
+    with target.reporter.counting("the copy", "verified", total) as on_read:
+        report = verify(target.copy, linked=True, quick=quick, on_read=on_read)
+    target.manifest = report.raise_problems()
 
 
 def _replaced(target: Restore) -> str:
@@ -166,4 +169,4 @@ def _report_failure(hooks: Hooks, target: Restore, error: BaseException) -> None
 
 
 def _what(manifest: Manifest) -> str:
-    return f"{manifest.rows} rows, {manifest.files} files, {human_bytes(manifest.bytes)}"
+    return f"{manifest.rows:,} rows, {manifest.files:,} files, {human_bytes(manifest.bytes)}"

@@ -12,6 +12,7 @@ from vl_borg_hooks.actions.run import Setting
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.runs.records import RunRecords
+from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.staging.manifest import Manifest
 from vl_borg_hooks.transfer.progress import human_bytes, human_seconds
@@ -59,10 +60,17 @@ class Overview:
     lease: str
     # The current run; empty if there is none.
     run: str
-    # Whether a run was killed and `recover` still has to finish it.
+    # Whether a run has left something that `recover` has to finish, because it was killed or failed.
     unfinished: bool
+    # Which command it was; empty if that is not known.
+    unfinished_command: str = ""
     # The data that restores have kept.
     replaced: tuple[Replaced, ...] = ()
+
+    @property
+    def _what_is_unfinished(self) -> str:
+        what = f"a {self.unfinished_command}" if self.unfinished_command else "a run"
+        return f"{what} was cut short: vl-borg-hooks recover finishes it"
 
     def lines(self) -> list[str]:
         """Return it as lines for a person."""
@@ -73,7 +81,7 @@ class Overview:
             window = copy.downtime_seconds
             away = "not stopped for it" if window is None else f"away for {window:.2f} s"
             archived = (
-                f"staging copy: published {copy.created}, {copy.rows} rows, "
+                f"staging copy: published {copy.created}, {copy.rows:,} rows, "
                 f"{human_bytes(copy.bytes)}; VictoriaLogs {away}, final pass {copy.final_pass}"
             )
         return [
@@ -81,9 +89,17 @@ class Overview:
             f"  {archived}",
             *([f"  archived by {self.lease}"] if self.lease else []),
             *([f"  a run is in progress: {self.run}"] if self.run else []),
-            *(["  a run was killed: vl-borg-hooks recover finishes it"] if self.unfinished else []),
+            *([f"  {self._what_is_unfinished}"] if self.unfinished else []),
             *(f"  {replaced.line()}" for replaced in self.replaced),
         ]
+
+
+def _unfinished_command(records: RunRecords) -> str:
+    try:
+        journal = records.journal()
+    except InvalidCopy:
+        return ""
+    return journal.command if journal else ""
 
 
 def status(loaded: LoadedConfig, instances: Sequence[Instance]) -> list[Overview]:
@@ -110,10 +126,15 @@ def _look(target: Target) -> Overview:
     except InvalidCopy:
         manifest = None
     try:
-        victorialogs = target.service.state().value
+        state = target.service.state()
+        if state is ServiceState.STOPPED:
+            # Or is it not even there?
+            target.service.check()
+        victorialogs = state.value
     except OperatorError as error:
         victorialogs = f"unknown: {error}"
     run = records.run_that_is_on()
+    unfinished = records.has_journal and not run
     return Overview(
         instance=target.name,
         service=target.service.description,
@@ -121,7 +142,8 @@ def _look(target: Target) -> Overview:
         manifest=manifest,
         lease=_lease(records),
         run=run,
-        unfinished=records.has_journal and not run,
+        unfinished=unfinished,
+        unfinished_command=_unfinished_command(records) if unfinished else "",
         replaced=_replaced(target),
     )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vl_borg_hooks.staging.copy import find_copies
+from vl_borg_hooks.errors import InvalidCopy
+from vl_borg_hooks.staging.copy import StagingCopy, find_copies
 from vl_borg_hooks.staging.verify import Report, verify
+from vl_borg_hooks.transfer.progress import Reporter
 
 
 def verify_all(root: Path, *, quick: bool) -> Iterator[Report]:
@@ -15,7 +17,17 @@ def verify_all(root: Path, *, quick: bool) -> Iterator[Report]:
     With `quick`, the content of files is not read.
     """
     for copy in find_copies(root):
-        yield verify(copy, quick=quick)
+        with Reporter(str(copy.path)).counting("the copy", "verified", _bytes(copy)) as on_read:
+            report = verify(copy, quick=quick, on_read=on_read)
+        yield report
+
+
+def _bytes(copy: StagingCopy) -> int:
+    """Return the bytes of `copy`, 0 if its manifest can't be read."""
+    try:
+        return copy.manifest().bytes
+    except InvalidCopy:
+        return 0
 
 
 def lines(report: Report) -> list[str]:

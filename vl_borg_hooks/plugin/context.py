@@ -255,4 +255,4 @@ def _service(
     try:
         return services[kind](options, host)
     except OptionsError as error:
-        raise loaded.error((*location, *error.location), str(error)) from None
+        raise loaded.errors(error.below(location)) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
 
 import pluggy
 from pydantic import BaseModel
@@ -15,6 +16,7 @@ from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin import hookspecs
 from vl_borg_hooks.plugin.context import Additions
 from vl_borg_hooks.plugin.relay import Hooks
+from vl_borg_hooks.system.yaml import Location
 
 
 def load(built_in: Iterable[str], *, installed: bool = True) -> Hooks:
@@ -34,16 +36,30 @@ def load(built_in: Iterable[str], *, installed: bool = True) -> Hooks:
             manager.load_setuptools_entrypoints(PLUGINS)
         manager.check_pending()
     except Exception as error:
+        name = _that_can_not_be_loaded()
         raise OperatorError(
-            f"a plugin could not be loaded: {error}", hint="fix or uninstall that plugin"
+            f"the plugin {name} could not be loaded: {error}"
+            if name
+            else f"a plugin could not be loaded: {error}",
+            hint="fix or uninstall that plugin",
         ) from error
     return Hooks(manager.hook)
+
+
+def _that_can_not_be_loaded() -> str:
+    """Return the name of the plugin that can't be loaded, empty if that is not why it failed."""
+    for plugin in entry_points(group=PLUGINS):
+        try:
+            plugin.load()
+        except Exception:  # noqa: BLE001 - whatever a plugin may raise
+            return plugin.name
+    return ""
 
 
 def additions(hooks: Hooks, loaded: LoadedConfig, sections: Mapping[str, object]) -> Additions:
     """Return what the plugins add to the config, which has the `sections` under `plugins:`.
 
-    Raises ConfigError for a wrong section, OperatorError if two plugins have the same one.
+    Raises ConfigError for wrong sections, OperatorError if two plugins have the same one.
     """
     services = {
         name: make for offered in hooks.service_managers() for name, make in offered.items()
@@ -55,23 +71,18 @@ def additions(hooks: Hooks, loaded: LoadedConfig, sections: Mapping[str, object]
                 f"two plugins have options under plugins: {name}:", hint="uninstall one of them"
             )
         models[name] = model
-    for name in sections:
-        if name not in models:
-            raise loaded.error(("plugins", name), _unknown(name, list(models)))
-    options = {
-        model: _validated(loaded, name, model, sections.get(name, {}))
-        for name, model in models.items()
-    }
+    problems: list[tuple[Location, str]] = [
+        (("plugins", name), _unknown(name, list(models))) for name in sections if name not in models
+    ]
+    options: dict[type[BaseModel], BaseModel] = {}
+    for name, model in models.items():
+        try:
+            options[model] = config.options(model, sections.get(name, {}))
+        except OptionsError as error:
+            problems += error.below(("plugins", name))
+    if problems:
+        raise loaded.errors(problems)
     return Additions(services, options)
-
-
-def _validated(
-    loaded: LoadedConfig, name: str, model: type[BaseModel], values: object
-) -> BaseModel:
-    try:
-        return config.options(model, values)
-    except OptionsError as error:
-        raise loaded.error(("plugins", name, *error.location), str(error)) from None
 
 
 def _unknown(name: str, known: list[str]) -> str:

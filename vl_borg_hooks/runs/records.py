@@ -149,7 +149,7 @@ class RunRecords:
                             seconds=holder.age if holder else 0,
                         ) from None
                     if not told:
-                        logger.info("waiting for %s, which brings VictoriaLogs back", holder)
+                        logger.warning("waiting for %s, which brings VictoriaLogs back", holder)
                         told = True
                     if waited >= for_recovery:
                         # Not Busy: what it tries to bring back is not backed up until that is done.

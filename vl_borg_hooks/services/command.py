@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from vl_borg_hooks import config
 from vl_borg_hooks.errors import CommandFailed, OperatorError
 from vl_borg_hooks.services import ENDED_SECONDS, ServiceManager, ServiceState
-from vl_borg_hooks.system import processes
+from vl_borg_hooks.system import commands, processes
 from vl_borg_hooks.system.hosts import Host
 
 # LSB and systemctl(1): `status` exits with 0 for running and 3 for stopped; pgrep(1) with 1 for
@@ -22,7 +22,8 @@ STOPPED_STATUSES = (1, 3)
 class CommandOptions(BaseModel):
     """The options under `command:`: an argument list each, and how long each may take.
 
-    `exit_status` prints the exit status of a VictoriaLogs that has stopped: 0 for a clean stop.
+    `exists` ends with 0 if there is what `start` starts: a `status` that says "stopped" also of what is
+    not there needs it. `exit_status` prints the exit status of a VictoriaLogs that has stopped: 0 for a clean stop.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -30,8 +31,9 @@ class CommandOptions(BaseModel):
     stop: config.Argv
     start: config.Argv
     status: config.Argv
+    exists: config.Argv | None = None
     exit_status: config.Argv | None = None
-    timeout: float = Field(default=120, gt=0, description="seconds")
+    timeout: config.Seconds = 120
 
 
 class Command(ServiceManager):
@@ -47,15 +49,29 @@ class Command(ServiceManager):
         return f"command {shlex.join(self._options.start)}"
 
     def check(self) -> None:
-        """Raise CommandFailed if a program is missing, or if what is started would end with us."""
+        """Raise CommandFailed if a program or the service is missing, or if it would end with us."""
         options = self._options
-        for argv in (options.stop, options.start, options.status, options.exit_status):
+        for argv in (
+            *(options.stop, options.start, options.status),
+            *(options.exists, options.exit_status),
+        ):
             if argv and not self._host.has_command(argv[0]):
                 raise CommandFailed(
                     f"the command {argv[0]} was not found on {self._host.name}",
                     hint=f"install {argv[0]} or correct service: command:",
                 )
+        if options.exists:
+            self._require_existence(options.exists)
         self._host.check_starter()
+
+    def _require_existence(self, argv: Sequence[str]) -> None:
+        """Raise CommandFailed if what is started is not there, as a container that was removed."""
+        completed = self._host.run(argv, ok=commands.ANY_STATUS, timeout=self._options.timeout)
+        if completed.exit_status != 0:
+            raise CommandFailed(
+                f"what {shlex.join(self._options.start)} starts is not there: {completed.last_line}",
+                hint="correct its name under service: command:, or make it again",
+            )
 
     def state(self) -> ServiceState:
         """Return what the status command's exit status says."""

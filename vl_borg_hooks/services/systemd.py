@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from vl_borg_hooks import config
 from vl_borg_hooks.errors import OperatorError
@@ -22,12 +24,18 @@ POLL_SECONDS = 0.05
 LONGEST_WAIT_SECONDS = 1
 
 
+def _unit(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9:_.@\\-]+", name):
+        raise ValueError("must be the name of a unit, such as victorialogs.service")
+    return name
+
+
 class SystemdOptions(BaseModel):
     """The options under `systemd:`; a bare string is the unit."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    unit: str = Field(pattern=r"^[A-Za-z0-9:_.@\\-]+$")
+    unit: Annotated[str, AfterValidator(_unit)]
     command_prefix: config.Argv | None = None
 
 

@@ -26,10 +26,15 @@ def is_hash(text: str) -> bool:
     return _HASH.fullmatch(text) is not None
 
 
-def hash_file(path: str | Path, *, is_cancelled: Callable[[], bool] = lambda: False) -> str:
+def hash_file(
+    path: str | Path,
+    *,
+    is_cancelled: Callable[[], bool] = lambda: False,
+    on_read: Callable[[int], None] = lambda _: None,
+) -> str:
     """Return the hash of what is in the file `path`, which is not a link; empty if cancelled.
 
-    Raises InvalidCopy if it can't be read.
+    `on_read` is called after each piece, with its bytes. Raises InvalidCopy if it can't be read.
     """
     digest = xxhash.xxh3_128()
     try:
@@ -39,6 +44,7 @@ def hash_file(path: str | Path, *, is_cancelled: Callable[[], bool] = lambda: Fa
                 if is_cancelled():
                     return ""
                 digest.update(chunk)
+                on_read(len(chunk))
         finally:
             os.close(descriptor)
     except OSError as error:

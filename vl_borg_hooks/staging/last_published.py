@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
-from typing import TypeAlias, final
+from typing import NamedTuple, TypeAlias, final
 
 import xxhash
 
@@ -93,6 +93,13 @@ class Look:
     read: int = 0
 
 
+class _Reading(NamedTuple):
+    """How files are read: until `is_ended`, with a call of `on_read` for each piece of them."""
+
+    is_ended: Callable[[], bool]
+    on_read: Callable[[int], None]
+
+
 @final
 class LastPublished:
     """The last published copy; asked for its directories in the order of a walk."""
@@ -135,35 +142,35 @@ class LastPublished:
         # All of it has to be read, and is then known again.
         return cls(copy, manifest, _columns(lines), 0) if manifest else None
 
-    def look(self, *, every: float, is_gone: Callable[[str], bool] = lambda _: False) -> Look:
+    def look(
+        self,
+        *,
+        every: float,
+        is_gone: Callable[[str], bool] = lambda _: False,
+        on_read: Callable[[int], None] = lambda _: None,
+    ) -> Look:
         """Look at every file, and read what may have changed and what is due.
 
         Each directory is due once in `every` seconds. What `is_gone` from the data is not read: it
-        is going to be removed. Uses the processor and the disk only when nothing else needs them.
-        Runs in a separate thread, because a thread that was made idle stays idle.
+        is going to be removed. `on_read` is called with the bytes that were read since. Uses the
+        processor and the disk only when nothing else needs them.
         """
-        found: list[Look] = []
-        ended = threading.Event()
 
-        def look() -> None:
-            # An inventory that can't be read any more proves nothing.
-            with contextlib.suppress(OSError):
-                found.append(self._look(every, is_gone, ended))
+        def look(is_ended: Callable[[], bool]) -> Look:
+            reading = _Reading(is_ended, on_read)
+            try:
+                return self._look(every, is_gone, reading)
+            except OSError:
+                # An inventory that can't be read any more proves nothing.
+                return Look()
 
-        looking = threading.Thread(target=look, daemon=True)
-        looking.start()
-        try:
-            looking.join()
-        finally:
-            ended.set()
-        return found[0] if found else Look()
+        return processes.idly(look)
 
-    def _look(self, every: float, is_gone: Callable[[str], bool], ended: threading.Event) -> Look:
-        processes.make_idle(threading.get_native_id())
+    def _look(self, every: float, is_gone: Callable[[str], bool], reading: _Reading) -> Look:
         started, limit, result = time.time(), too_young(), Look()
         listed = directories = unseen = 0
         for number, (directory, contents) in enumerate(_look_ahead(self._copy.data, self._read())):
-            if ended.is_set():
+            if reading.is_ended():
                 return Look()
             listed += 1
             if contents is None:
@@ -177,7 +184,7 @@ class LastPublished:
             if now != self._stamps[number] or _is_due(
                 directory.path, every, self.looked_at, started
             ):
-                if not self._is_same(directory, statuses, result, ended):
+                if not self._is_same(directory, statuses, result, reading):
                     # A walk must not take it for the same, although its stamp may be.
                     self._stamps[number] = 0
                     unseen += 1
@@ -197,7 +204,7 @@ class LastPublished:
         directory: Directory,
         statuses: dict[str, os.stat_result],
         result: Look,
-        ended: threading.Event,
+        reading: _Reading,
     ) -> bool:
         """Hash the files of `directory`, and say whether they are those that were published."""
         expected = directory.files
@@ -208,7 +215,11 @@ class LastPublished:
             if statuses[name].st_size == expected[name].size:
                 result.read += expected[name].size
                 with contextlib.suppress(InvalidCopy):
-                    content = hash_file(f"{self._copy.data}/{path}", is_cancelled=ended.is_set)
+                    content = hash_file(
+                        f"{self._copy.data}/{path}",
+                        is_cancelled=reading.is_ended,
+                        on_read=reading.on_read,
+                    )
             if content != expected[name].hash:
                 same = False
                 result.damaged.append(path)

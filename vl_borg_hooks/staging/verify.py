@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -44,12 +44,19 @@ class Report:
         return self.manifest
 
 
-def verify(copy: StagingCopy, *, linked: bool | None = None, quick: bool = False) -> Report:
+def verify(
+    copy: StagingCopy,
+    *,
+    linked: bool | None = None,
+    quick: bool = False,
+    on_read: Callable[[int], None] = lambda _: None,
+) -> Report:
     """Check every directory and file of `copy`; never raises for what is wrong with it.
 
     With `quick`, the content of files is not read: only names, sizes and VictoriaLogs' own metadata
     are checked. `linked` says whether it may share files with the outside, as hard links. If it is None, the
-    manifest decides that, which is enough if the copy is only looked at.
+    manifest decides that, which is enough if the copy is only looked at. `on_read` is called with the
+    bytes that were read since.
     """
     report = Report(copy)
     try:
@@ -59,7 +66,7 @@ def verify(copy: StagingCopy, *, linked: bool | None = None, quick: bool = False
         sizes: dict[str, int] = {}
         totals: Counter[str] = Counter()
         present = _counting(noting(walk(copy.data, linked=linked), sizes), totals)
-        for problem in differences(copy.data, present, inventory, quick=quick):
+        for problem in differences(copy.data, present, inventory, quick=quick, on_read=on_read):
             report.problems.append(problem)
             if len(report.problems) >= LISTED_PROBLEMS:
                 return report
@@ -152,11 +159,13 @@ def differences(
     inventory: Iterator[Directory],
     *,
     quick: bool = False,
+    on_read: Callable[[int], None] = lambda _: None,
 ) -> Iterator[str]:
     """Yield the differences between what is `present` in `data` and `inventory`, in one order.
 
     With `quick`, only names and sizes are compared. Otherwise every file is read that has the right
-    size. Raises InvalidCopy if one can't be read.
+    size, and `on_read` is called with the bytes that were read since. Raises InvalidCopy if one
+    can't be read.
     """
     listed, found = next(inventory, None), next(present, None)
     while listed or found:
@@ -167,12 +176,17 @@ def differences(
             yield f"{data / found.path}: is a stray directory, not in the inventory"
             found = next(present, None)
         elif listed and found:
-            yield from _file_differences(data, listed, found, quick=quick)
+            yield from _file_differences(data, listed, found, quick=quick, on_read=on_read)
             listed, found = next(inventory, None), next(present, None)
 
 
 def _file_differences(
-    data: Path, listed: Directory, found: Directory, *, quick: bool
+    data: Path,
+    listed: Directory,
+    found: Directory,
+    *,
+    quick: bool,
+    on_read: Callable[[int], None],
 ) -> Iterator[str]:
     for name in sorted(listed.files.keys() | found.files.keys()):
         path = data / listed.path / name
@@ -182,5 +196,5 @@ def _file_differences(
             yield f"{path}: is a stray file, not in the inventory"
         elif found.files[name].size != listed.files[name].size:
             yield f"{path}: has {found.files[name].size} bytes, should have {listed.files[name].size}"
-        elif not quick and hash_file(path) != listed.files[name].hash:
+        elif not quick and hash_file(path, on_read=on_read) != listed.files[name].hash:
             yield f"{path}: has another content than when it was backed up"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 from pathlib import Path
 from typing import Protocol
@@ -99,18 +99,21 @@ def walk(root: Path, *, linked: bool = False, before: Before | None = None) -> I
 
 
 def hashed(
-    root: Path, directories: Iterable[Directory], problems: list[str]
+    root: Path,
+    directories: Iterable[Directory],
+    problems: list[str],
+    on_read: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Directory]:
     """Yield `directories` of `root` with the hashes of their files, read if they are not known.
 
-    VictoriaLogs never changes a part, so one that is not as it `last` was is added to `problems`.
+    `on_read` is called with the bytes that were read since. VictoriaLogs never changes a part, so one that is not as it `last` was is added to `problems`.
     """
     for directory in directories:
         if directory.is_hashed:
             yield directory
             continue
         read = {
-            name: File(file.size, hash_file(f"{root}/{directory.path}/{name}"))
+            name: File(file.size, hash_file(f"{root}/{directory.path}/{name}", on_read=on_read))
             for name, file in directory.files.items()
         }
         if directory.last and is_part(directory.path):

@@ -14,8 +14,9 @@ from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.staging.last_published import LastPublished
 from vl_borg_hooks.stop_window.window import refuse_second_stop, stop_window
+from vl_borg_hooks.system import processes
 from vl_borg_hooks.system.local import LocalHost
-from vl_borg_hooks.transfer import PassResult, reflink, rsync
+from vl_borg_hooks.transfer import PassResult, rsync, sharing
 from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import changes, freeze, lock
 from vl_borg_hooks.victorialogs.layout import LOCK_FILE, NOT_COPIED, PARTITIONS
@@ -60,12 +61,8 @@ class Passes:
         self._last = LastPublished.of(
             backup.staging, backup.last_manifest, backup.records.directory
         )
-        # How the copy shares its bytes with the data: as reflinks if the filesystem has them, between
-        # the subvolumes of one btrfs too, else as hard links.
-        self._reflinks = backup.host.local_path("/") is not None and reflink.is_possible(
-            f"{backup.data_directory}/{LOCK_FILE}", str(backup.staging.data)
-        )
-        self._hard_links = backup.on_one_filesystem and not self._reflinks
+        # How the copy can share its bytes with the data; None if it can't.
+        self._way = _way_to_share(backup)
         # Whether there is a copy already, but nothing is known of its content: then a pass reads it.
         self._is_unknown = self._last is None and (backup.staging.data / PARTITIONS).is_dir()
         # Whether the last copy is still as it was published, so that only what is new has to be
@@ -93,8 +90,10 @@ class Passes:
             backup = self._backup
             now = changes.read(backup.host, backup.data_directory)
             here = self._listed_here() or changes.NOTHING
-            self._share(backup.data_directory, changes.delta(here, now).copied)
-            return self._copied(None, self._final_pass())
+            shared = self._share(backup.data_directory, changes.delta(here, now).copied)
+            final = self._final_pass().after(shared)
+        backup.reporter.say(f"final pass, as it was found stopped: {final}")
+        return self._copied(None, final)
 
     def copy_around_stop(self, hooks: Hooks) -> Copied:
         """Make the copy of a running VictoriaLogs: most of it before the stop."""
@@ -104,7 +103,9 @@ class Passes:
         warm = self.warm_up()
         # Otherwise the kernel may write gigabytes just when VictoriaLogs stops and needs the disk
         # itself.
+        started = time.monotonic()
         LocalHost().sync(str(backup.staging.path))
+        backup.reporter.say(f"on the disk after {time.monotonic() - started:.2f} s")
         with stop_window(hooks, backup):
             final = self.copy_in_window()
         if final is None:
@@ -162,13 +163,22 @@ class Passes:
         if last is None:
             return
         started = time.monotonic()
-        look = last.look(every=backup.instance.reread_seconds, is_gone=self._gone())
+        # Without notes of the last run, all of it is read.
+        total = backup.last_manifest.bytes if backup.last_manifest and not last.looked_at else 0
+        with backup.reporter.counting("the last copy", "read again", total) as on_read:
+            look = last.look(
+                every=backup.instance.reread_seconds, is_gone=self._gone(), on_read=on_read
+            )
         seconds = time.monotonic() - started
         self.is_as_published = look.is_as_published
-        found = "is as it was published" if look.is_as_published else "has changed since"
-        backup.reporter.say(
-            f"the last copy {found}: looked at in {seconds:.2f} s, {human_bytes(look.read)} read again"
-        )
+        seen = f"looked at in {seconds:.2f} s, {human_bytes(look.read)} read again"
+        if look.is_as_published:
+            backup.reporter.say(f"the last copy is as it was published: {seen}")
+        elif backup.last_manifest:
+            # No run of ours was killed since: something else was there.
+            backup.reporter.warn(f"the last copy was changed after it was published: {seen}")
+        else:
+            backup.reporter.say(f"the last copy is not as it was published: {seen}")
         damaged = [path for path in look.damaged if is_part(os.path.dirname(path))]
         for path in damaged[:MOST_NAMED]:
             backup.reporter.warn(
@@ -196,28 +206,33 @@ class Passes:
         return lambda path: path in parts or partition_of(path) in partitions
 
     def warm_up(self) -> PassResult:
-        """Make warm passes until little is left for a final pass in the stop window."""
+        """Make warm passes until little is left for a final pass in the stop window.
+
+        Returns what they did together.
+        """
         backup = self._backup
         copied: float = math.inf
+        done = PassResult(0, 0, 0)
         for _ in range(MOST_WARM_PASSES):
             self._listed_before = self.listing
             self.listing = changes.read(backup.host, backup.data_directory)
             warm = self.warm_pass()
             backup.reporter.say(f"warm pass: {warm}")
+            done = warm.after(done)
             shrinks = warm.bytes < copied / 2
             copied = warm.bytes
             if self.can_freeze or copied < ENOUGH_BYTES or not shrinks:
                 break
-        return warm
+        return done
 
     def warm_pass(self) -> PassResult:
         """Copy the data while VictoriaLogs runs; merges may remove files meanwhile."""
         backup = self._backup
-        linked, now, here = self._hard_links, self.listing, self._listed_here()
-        if here is None and self._reflinks:
+        now, here = self.listing, self._listed_here()
+        if here is None and self._way:
             here = changes.NOTHING
         if here is None or now is None:
-            return self._warm(linked=linked)
+            return self._warm(all_new=here is None)
         new = changes.delta(here, now)
         if self.is_as_published and not self._has_other_directories(now):
             # Removing comes first: it makes room.
@@ -225,17 +240,18 @@ class Passes:
                 LocalHost().remove_tree(str(backup.staging.data / path))
             # Tables without parts too: their directories must exist, even without a parts.json.
             empty = [path for path, table in now.tables.items() if not table.parts]
-            return self._warm_only([*new.copied, *empty], linked=linked)
-        if not (linked or self._reflinks):
-            return self._warm()
-        # rsync needs most of its time to look for files to link to. So that is done first, and only
-        # for what is new; then comes a pass over everything, which should find no more to copy.
-        done = self._warm_only(new.copied, linked=linked)
-        everything = self._warm()
-        done = everything.after(done)
-        if linked and everything.bytes > MUCH_COPIED_BYTES:
-            # A merge has ended in between. This pass replaces the copies by links.
-            done = self._warm(linked=True).after(done)
+            shared = self._share(backup.data_directory, new.copied, idle=True)
+            only = [*new.copied, *empty]
+            return (self._warm(only=only) if only else PassResult(0, 0, 0)).after(shared)
+        # What is shared is made first. Then comes a pass over everything, which should find no more
+        # to copy.
+        shared = self._share(backup.data_directory, new.copied, idle=True)
+        done = self._warm().after(shared)
+        if self._way is sharing.hard_link and done.bytes > MUCH_COPIED_BYTES:
+            # A merge has ended in between: what the pass has copied becomes links too.
+            later = changes.read(backup.host, backup.data_directory)
+            everything = changes.delta(changes.NOTHING, later).copied
+            done = self._share(backup.data_directory, everything, idle=True).after(done)
         return done
 
     def _listed_here(self) -> changes.Listing | None:
@@ -263,23 +279,49 @@ class Passes:
         """
         return any((self._backup.staging.data / path).is_dir() for path in now.others)
 
-    def _warm_only(self, paths: Sequence[str], *, linked: bool) -> PassResult:
-        return self._warm(only=paths, linked=linked) if paths else PassResult(0, 0, 0)
+    def _share(self, source: str, paths: Sequence[str], *, idle: bool = False) -> PassResult:
+        """Share `paths` in `source` with the copy, if that is possible; rsync then finds them there.
 
-    def _share(self, source: str, paths: Sequence[str]) -> None:
-        """Make reflinks of `paths` in `source`, if they can be made; rsync then finds them there."""
-        if not self._reflinks:
-            return
+        With `idle`, only when nothing else needs the processor and the disk.
+        """
+        way, copy, reporter = self._way, str(self._backup.staging.data), self._backup.reporter
+        if way is None or not paths:
+            return PassResult(0, 0, 0)
+        files = size = 0
+        started = time.monotonic()
+
+        def share(is_ended: Callable[[], bool]) -> None:
+            # How much it is, for the progress, is not found out while VictoriaLogs is stopped.
+            total = sharing.size(source, paths) if idle else 0
+            with reporter.counting("warm pass" if idle else "final pass", "linked", total) as add:
+
+                def on_file(its_size: int) -> None:
+                    nonlocal files, size
+                    if is_ended():
+                        raise InterruptedError
+                    files += 1
+                    size += its_size
+                    add(its_size)
+
+                sharing.share(way, source, copy, paths, on_file)
+
         try:
-            reflink.share(source, str(self._backup.staging.data), paths)
+            if idle:
+                processes.idly(share)
+            else:
+                share(lambda: False)
         except OSError as error:
-            self._backup.reporter.warn(f"what is new is copied: no reflinks: {error.strerror}")
-            self._reflinks = False
+            reporter.warn(f"what is new is copied, and not linked: {error.strerror}")
+            self._way = None
+        seconds = time.monotonic() - started
+        return PassResult(0, 0, seconds, linked_files=files, linked_bytes=size)
 
-    def _warm(self, *, only: Sequence[str] | None = None, linked: bool = False) -> PassResult:
+    def _warm(self, *, only: Sequence[str] | None = None, all_new: bool = False) -> PassResult:
         backup = self._backup
-        if only is not None:
-            self._share(backup.data_directory, only)
+        if self._is_unknown and only is None:
+            backup.reporter.say(
+                "nothing is known of the copy that is there: all of it and all data is read"
+            )
         result = rsync.copy(
             (backup.host, backup.data_directory),
             (LocalHost(), str(backup.staging.data)),
@@ -288,7 +330,7 @@ class Passes:
             exclude=NOT_COPIED,
             only=only,
             checksum=self._is_unknown and only is None,
-            linked_to=backup.data_directory if linked else "",
+            all_new=all_new,
             bwlimit=backup.instance.warm.bwlimit or "",
             idle=True,
             vanishing=True,
@@ -301,8 +343,7 @@ class Passes:
         """Copy what has changed; it can't change any more, so a file that vanishes is an error."""
         backup = self._backup
         source = self._frozen if self._is_frozen else backup.data_directory
-        if self._delta:
-            self._share(source, self._delta.copied)
+        shared = self._share(source, self._delta.copied if self._delta else ())
         result = rsync.copy(
             (backup.host, source),
             (LocalHost(), str(backup.staging.data)),
@@ -311,9 +352,23 @@ class Passes:
             exclude=NOT_COPIED,
             only=self._delta.copied if self._delta else None,
             checksum=self._is_unknown,
-            linked_to=source if self._hard_links else "",
             timeout=backup.remaining_downtime(),
         )
         for path in self._delta.removed if self._delta else ():
             LocalHost().remove_tree(str(backup.staging.data / path))
-        return result
+        return result.after(shared)
+
+
+def _way_to_share(backup: Backup) -> sharing.Way | None:
+    """Return how the copy of `backup` can share its bytes with the data, None if it can't.
+
+    As reflinks if the filesystem has them, between the subvolumes of one btrfs too, else as hard links.
+    """
+    if backup.host.local_path("/") is None:
+        return None
+    tried = (f"{backup.data_directory}/{LOCK_FILE}", str(backup.staging.data))
+    if sharing.is_possible(sharing.reflink, *tried):
+        return sharing.reflink
+    if backup.on_one_filesystem and sharing.is_possible(sharing.hard_link, *tried):
+        return sharing.hard_link
+    return None

@@ -31,8 +31,18 @@ def publish_copy(backup: Backup, copied: Copied) -> Manifest:
     notes = Notes()
     damaged: list[str] = []
     problems: list[str] = []
-    present = hashed(staging.data, walk(staging.data, linked=True, before=last), damaged)
-    totals = staging.write_inventory(verify.noting(notes.taking(present), sizes))
+    passes = copied.final.after(copied.warm) if copied.warm else copied.final
+    started = time.monotonic()
+    # About all that has to be read is what is new.
+    total = passes.bytes + passes.linked_bytes
+    with backup.reporter.counting("the copy", "hashed", total) as on_read:
+        found = walk(staging.data, linked=True, before=last)
+        present = hashed(staging.data, found, damaged, on_read)
+        totals = staging.write_inventory(verify.noting(notes.taking(present), sizes))
+    backup.reporter.say(
+        f"the copy: {totals.files:,} files looked at, the new ones hashed, in "
+        f"{time.monotonic() - started:.2f} s"
+    )
     unchanged = last.partitions() if last else {}
     partitions = verify.partitions(staging.data, problems, sizes, unchanged)
     if damaged or problems:
@@ -76,7 +86,8 @@ def _look_at_copy(backup: Backup) -> LastPublished | None:
     """Return what is known of the last published copy, looked at now, None if nothing is known."""
     last = LastPublished.of(backup.staging, backup.last_manifest, backup.records.directory)
     if last:
-        last.look(every=backup.instance.reread_seconds)
+        with backup.reporter.counting("the last copy", "read again") as on_read:
+            last.look(every=backup.instance.reread_seconds, on_read=on_read)
     return last
 
 

@@ -59,15 +59,20 @@ def restore_checks(restore: Restore) -> Iterator[Check]:
     yield from _tools(restore, reachable=host.ok)
     if not host.ok:
         return
-    yield check("service manager", lambda: _service(restore))
-    state = check("VictoriaLogs", lambda: found_by_service(restore))
-    yield state
+    service = check("service manager", lambda: _service(restore))
+    yield service
+    # Of a service that is not there, the manager may say "stopped".
+    is_found = False
+    if service.ok:
+        state = check("VictoriaLogs", lambda: found_by_service(restore))
+        yield state
+        is_found = state.ok
     url = check("url", lambda: _url(restore))
     yield url
     yield check("working directory", lambda: _working_directory(restore))
     yield check("owner", lambda: _owner(restore))
     yield check("replaced data", lambda: _nothing_kept(restore))
-    if state.ok and url.ok:
+    if is_found and url.ok:
         if restore.found is ServiceState.RUNNING:
             yield check("health", lambda: _health_before_restore(restore))
         yield check("limits", lambda: limits_of(restore, restore.expected))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -60,7 +61,10 @@ def put_in_place(restore: Restore, hooks: Hooks) -> PassResult:
     swap.discard_leftovers()
     try:
         placed = _place(restore, swap.incoming)
+        restore.reporter.say(f"restore pass: {placed}")
+        started = time.monotonic()
         _check_placed(restore, swap.incoming)
+        restore.reporter.say(f"what was placed was checked in {time.monotonic() - started:.2f} s")
         # On the disk before VictoriaLogs stops: the data that it replaces may be removed in the end.
         restore.host.sync(swap.incoming)
         exchange(
@@ -110,6 +114,7 @@ def _copy(restore: Restore, incoming: str, *, checksum: bool = False) -> PassRes
         reporter=restore.reporter,
         exclude=NOT_COPIED,
         checksum=checksum,
+        all_new=not checksum,
         owner=str(restore.owner) if restore.owner else "",
     )
 
@@ -123,11 +128,12 @@ def _check_placed(restore: Restore, placed: str) -> None:
             raise InvalidCopy(f"the copy changed while it was restored: {restore.copy.path}")
         return
     inventory = restore.copy.read_inventory(restore.manifest.inventory_sha256)
-    for problem in differences(incoming, walk(incoming), inventory):
-        raise InvalidCopy(
-            f"what was placed is not what was backed up: {problem}",
-            hint=f"run: vl-borg-hooks verify {restore.copy.path}",
-        )
+    with restore.reporter.counting("what was placed", "checked", restore.manifest.bytes) as on_read:
+        for problem in differences(incoming, walk(incoming), inventory, on_read=on_read):
+            raise InvalidCopy(
+                f"what was placed is not what was backed up: {problem}",
+                hint=f"run: vl-borg-hooks verify {restore.copy.path}",
+            )
 
 
 def exchange(hooks: Hooks, wanted: Exchange) -> None:
@@ -160,7 +166,9 @@ def exchange(hooks: Hooks, wanted: Exchange) -> None:
     target.records.note(journal)
     if not found_running and not wanted.start_if_stopped:
         window.stop_again(target)
-        target.reporter.say(f"stopped, as it was found; to start: {target.service.start_command()}")
+        target.reporter.result(
+            f"stopped, as it was found; to start: {target.service.start_command()}"
+        )
     settle(target, journal)
     target.records.clear_journal()
 

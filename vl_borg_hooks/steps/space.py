@@ -12,7 +12,7 @@ from vl_borg_hooks.plugin.checks import Check, check
 from vl_borg_hooks.plugin.context import Backup, Restore, Target
 from vl_borg_hooks.stop_window.found import answering
 from vl_borg_hooks.system import files
-from vl_borg_hooks.transfer import reflink
+from vl_borg_hooks.transfer import sharing
 from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import changes, flags
 from vl_borg_hooks.victorialogs.layout import LOCK_FILE, PARTITIONS
@@ -55,7 +55,8 @@ def _on_one_filesystem(backup: Backup) -> bool:
 def _can_reflink(backup: Backup) -> bool:
     """Say whether the copy can share the data's bytes, as between two subvolumes of one btrfs."""
     nearest = files.nearest_existing(Path(backup.instance.staging_path))
-    return reflink.is_possible(f"{backup.data_directory}/{LOCK_FILE}", str(nearest))
+    lock_file = f"{backup.data_directory}/{LOCK_FILE}"
+    return sharing.is_possible(sharing.reflink, lock_file, str(nearest))
 
 
 def _room(backup: Backup) -> str:

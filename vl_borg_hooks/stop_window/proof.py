@@ -86,13 +86,13 @@ def _prove_served(target: Target, client: Client, found: Limits, expected: Expec
     served = client.stored_rows()
     if served < needed and not expected.deletions:
         raise OperatorError(
-            f"VictoriaLogs serves {served} rows of the {needed} in the copy",
+            f"VictoriaLogs serves {served:,} rows of the {needed:,} in the copy",
             hint="see its log",
         )
     if dropped:
         target.reporter.warn(dropped)
     _say_deletions(target, expected)
-    target.reporter.say(f"VictoriaLogs serves {served} rows, {needed} of them expected")
+    target.reporter.result(f"VictoriaLogs serves {served:,} rows, {needed:,} of them expected")
 
 
 def _prove_on_disk(target: Target, expected: Expected) -> None:
@@ -121,9 +121,9 @@ def _prove_on_disk(target: Target, expected: Expected) -> None:
             "-retentionPeriod"
         )
     _say_deletions(target, expected)
-    target.reporter.say(
-        f"VictoriaLogs has {sum(there.values())} rows on its disk, "
-        f"{sum(expected.rows[day] for day in days[dropped:])} of them expected"
+    target.reporter.result(
+        f"VictoriaLogs has {sum(there.values()):,} rows on its disk, "
+        f"{sum(expected.rows[day] for day in days[dropped:]):,} of them expected"
     )
 
 

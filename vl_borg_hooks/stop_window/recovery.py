@@ -31,10 +31,11 @@ def recover(hooks: Hooks, target: Target, *, undo: bool = False) -> bool:
     # What is owed: a failure from here on tells if VictoriaLogs is down.
     target.found = ServiceState.RUNNING if journal.found_running else ServiceState.STOPPED
     target.detached = journal.detached
-    target.reporter.warn(f"a {journal.command} was cut short: bringing VictoriaLogs back")
+    how = "has failed" if undo else "was cut short"
+    target.reporter.warn(f"a {journal.command} {how}: bringing VictoriaLogs back")
     if journal.replaced is not None:
         if not undo and _is_proved(hooks, target, journal):
-            target.reporter.say("the restored data is served and stays")
+            target.reporter.result("the restored data is served and stays")
             target.host.sync(target.data_directory)
             _note_settled(target, journal)
         else:
@@ -47,7 +48,7 @@ def recover(hooks: Hooks, target: Target, *, undo: bool = False) -> bool:
     settle(target, journal)
     window.clear_journal(target)
     state = ServiceState.RUNNING if journal.found_running else ServiceState.STOPPED
-    target.reporter.say(f"VictoriaLogs is {state.value} again, as it was found")
+    target.reporter.result(f"VictoriaLogs is {state.value} again, as it was found")
     return True
 
 

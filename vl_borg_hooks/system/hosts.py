@@ -147,7 +147,10 @@ class Host(Protocol):
         """
 
     def make_directory(self, path: str, mode: int) -> None:
-        """Create directory `path` and those of its parents that are missing."""
+        """Create directory `path`, and with mode 0755 those of its parents that are missing.
+
+        What the umask is makes no difference.
+        """
 
     def make_file(self, path: str) -> None:
         """Create an empty file `path`, readable by all, if `path` does not exist."""

@@ -198,11 +198,16 @@ class LocalHost:
                 raise _file_error("link", f"{root}/{path}", error) from None
 
     def make_directory(self, path: str, mode: int) -> None:
-        """Create directory `path` and those of its parents that are missing."""
+        """Create directory `path`, and with mode 0755 those of its parents that are missing."""
+        # VictoriaLogs, or a later run of its user, has to see into it. Not by a chmod, which would
+        # follow a link that somebody has put there meanwhile.
+        umask = os.umask(0)
         try:
-            os.makedirs(path, mode, exist_ok=True)
+            _make_directory(path, mode)
         except OSError as error:
             raise _file_error("create", path, error) from None
+        finally:
+            os.umask(umask)
 
     def make_file(self, path: str) -> None:
         """Create an empty file `path`, readable by all, if `path` does not exist."""
@@ -302,6 +307,13 @@ def _locked(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _make_directory(path: str, mode: int) -> None:
+    if os.path.isdir(path):
+        return
+    _make_directory(os.path.dirname(path), 0o755)
+    os.mkdir(path, mode)
 
 
 def _link(source: str, link: str) -> None:

@@ -8,6 +8,16 @@ import stat
 import sys
 
 logger = logging.getLogger("vl-borg-hooks")
+# The level of what came of a run, between a warning and the story of how.
+RESULT = (logging.INFO + logging.WARNING) // 2
+# By verbosity: nothing, errors, warnings and results, the story, every command.
+LEVELS = {
+    -2: logging.CRITICAL + 1,
+    -1: logging.ERROR,
+    0: RESULT,
+    1: logging.INFO,
+    2: logging.DEBUG,
+}
 
 
 class _Formatter(logging.Formatter):
@@ -19,11 +29,10 @@ class _Formatter(logging.Formatter):
 
 
 def set_up(verbosity: int) -> None:
-    """Log errors from verbosity -1 on, information from 0 on, and every command from 2 on."""
-    levels = {-1: logging.ERROR, 0: logging.INFO, 1: logging.INFO}
+    """Log what `verbosity` shows: see LEVELS."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
-    logging.basicConfig(handlers=[handler], level=levels.get(verbosity, logging.DEBUG))
+    logging.basicConfig(handlers=[handler], level=LEVELS[verbosity])
     # sh logs every command that it starts as information; we need that only for debugging.
     logging.getLogger("sh").setLevel(logging.DEBUG if verbosity > 1 else logging.WARNING)
 

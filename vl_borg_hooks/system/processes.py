@@ -8,12 +8,13 @@ import os
 import signal
 import struct
 import subprocess
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, TypeAlias, TypeVar
 
 from vl_borg_hooks.errors import CommandFailed
 
@@ -25,12 +26,15 @@ CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified")
 # prctl(2) PR_SET_PDEATHSIG, from linux/prctl.h.
 PR_SET_PDEATHSIG = 1
 
+# How long work in a thread may take to end when it has to.
+ENDING_SECONDS = 2
 # From linux/pidfd.h: the ioctl, what it is asked for, and the first size of its structure, which
 # begins with a mask and ends with the exit code.
 PIDFD_GET_INFO = 0xC040FF0B
 PIDFD_INFO_EXIT = 1 << 3
 PIDFD_INFO_BYTES = 64
 
+Outcome = TypeVar("Outcome")
 # A process that runs beside us.
 Beside: TypeAlias = "subprocess.Popen[str]"
 
@@ -209,6 +213,36 @@ def make_idle(pid: int) -> None:
         process = psutil.Process(pid)
         process.ionice(psutil.IOPRIO_CLASS_IDLE)
         process.nice(19)
+
+
+def idly(work: Callable[[Callable[[], bool]], Outcome]) -> Outcome:
+    """Do `work` when nothing else needs the processor and the disk, and return what it returns.
+
+    It is called with what says whether it has to end, as when a signal ends us. It runs in a separate
+    thread, because a thread that was made idle stays idle.
+    """
+    # Imported here: `after-create`, which is called often, does not need it.
+    from concurrent.futures import Future
+
+    future: Future[Outcome] = Future()
+    ended = threading.Event()
+
+    def do() -> None:
+        make_idle(threading.get_native_id())
+        try:
+            future.set_result(work(ended.is_set))
+        except BaseException as error:  # noqa: BLE001 - it is raised where we wait
+            future.set_exception(error)
+
+    thread = threading.Thread(target=do, daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    finally:
+        ended.set()
+        # No thread should be alive when the next command is forked.
+        thread.join(ENDING_SECONDS)
+    return future.result()
 
 
 def die_with_parent() -> Callable[[], None]:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import shlex
+import shutil
 import tempfile
 import time
 from collections import defaultdict
@@ -30,6 +31,9 @@ HELD_BY_ANOTHER = 99
 # What find prints after the list of locks, if that could be read to its end.
 ALL_LISTED = "all locks are listed"
 CONNECT_TIMEOUT = 10
+# How the directories of open connections begin, in the directory for temporary files: then comes the
+# process id of the run. A socket's path may have 107 bytes, which rules out the state directory.
+SOCKETS = "vl-borg-hooks-ssh-"
 POLL_SECONDS = 0.01
 
 
@@ -124,8 +128,9 @@ class SshHost:
 
         If it can't be made, each command makes its own, or reports why it can't.
         """
+        _remove_left_sockets()
         with tempfile.TemporaryDirectory(
-            prefix="vl-borg-hooks-", ignore_cleanup_errors=True
+            prefix=f"{SOCKETS}{os.getpid()}-", ignore_cleanup_errors=True
         ) as directory:
             path = f"{directory}/ssh"
             argv = [*self.transport(), "-M", "-N", "-S", path, "--", self._address]
@@ -307,9 +312,10 @@ class SshHost:
             self.run([*argv, f"--target-directory={target}", "--", *paths])
 
     def make_directory(self, path: str, mode: int) -> None:
-        """Create directory `path` and those of its parents that are missing."""
+        """Create directory `path`, and with mode 0755 those of its parents that are missing."""
+        # Not by mkdir -p: its parents have modes of the umask.
         if not self._holds("-d", path):
-            self.run(["mkdir", "-p", "-m", f"{mode:o}", "--", path])
+            self.run(["install", "-d", "-m", f"{mode:o}", "--", path])
 
     def make_file(self, path: str) -> None:
         """Create an empty file `path`, readable by all, if `path` does not exist."""
@@ -363,6 +369,14 @@ class SshHost:
             path = os.path.dirname(path)
         printed = self.run(["df", "--output=avail", "--block-size=1", "--", path])
         return int(printed.stdout.split()[-1])
+
+
+def _remove_left_sockets() -> None:
+    """Remove what runs that were killed have left of their connections."""
+    for path in Path(tempfile.gettempdir()).glob(f"{SOCKETS}*"):
+        run = path.name.removeprefix(SOCKETS).partition("-")[0]
+        if run.isdecimal() and processes.look(int(run)) is None:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _called(names: Iterable[str]) -> list[str]:

@@ -79,7 +79,7 @@ def copy(
     exclude: Sequence[str] = (),
     only: Sequence[str] | None = None,
     checksum: bool = False,
-    linked_to: str = "",
+    all_new: bool = False,
     owner: str = "",
     bwlimit: str = "",
     idle: bool = False,
@@ -91,8 +91,8 @@ def copy(
     `name` is what messages call this pass; `exclude` are rsync patterns, which are neither copied
     nor deleted. With `only`, just these paths in `source` are copied, and nothing is deleted.
     With `checksum`, files are compared by their content, and not by size and time.
-    `linked_to` is a directory on the destination's filesystem: what is the same there is linked
-    and not copied. `owner` is `USER:GROUP` for all that is written. `idle` makes rsync use only
+    `all_new` says that nothing of it is there yet, for the progress.
+    `owner` is `USER:GROUP` for all that is written. `idle` makes rsync use only
     time that nothing else needs; `vanishing` says that files may vanish from the source meanwhile.
     After `timeout` seconds the pass is given up.
 
@@ -101,8 +101,6 @@ def copy(
     argv = [*ARGUMENTS, *(f"--exclude={pattern}" for pattern in exclude)]
     if checksum:
         argv.append("--checksum")
-    if linked_to:
-        argv.append(f"--link-dest={linked_to}")
     if bwlimit:
         argv.append(f"--bwlimit={bwlimit}")
     if owner:
@@ -111,8 +109,8 @@ def copy(
     if transport:
         argv += [f"--rsh={_rsh(transport)}", f"--timeout={STALLED_SECONDS}"]
     started = time.monotonic()
-    parser = Parser()
-    with reporter.transfer(name) as report, tempfile.TemporaryFile() as listed:
+    parser = Parser(all_new=all_new or only is not None)
+    with reporter.progress(name) as report, tempfile.TemporaryFile() as listed:
         if only is None:
             argv.append("--delete")
         else:
