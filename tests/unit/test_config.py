@@ -290,7 +290,7 @@ def second(data: str = "/srv/data2", staging: str = "/srv/staging2", name: str =
         (text(service=None), ["2: instances[0].service: is missing"]),
         ("state_path: /x\n", ["instances: is missing"]),
         ("instances: []\n", ["1: instances: must have at least 1 in it"]),
-        ("", ["must have keys of its own: instances, plugins, state_path"]),
+        ("", ["must have keys of its own: instances, plugins, when_busy, state_path"]),
         ("# nothing\n", ["must have keys of its own: instances"]),
         ("- name: x\n", ["must have keys of its own: instances"]),
         ("just words\n", ["must have keys of its own: instances"]),
