@@ -19,7 +19,7 @@ from vl_borg_hooks.actions.backup import back_up
 from vl_borg_hooks.config import LoadedConfig
 from vl_borg_hooks.errors import Busy, InvalidCopy, OperatorError
 from vl_borg_hooks.plugin.checks import Check
-from vl_borg_hooks.runs import borgmatic
+from vl_borg_hooks.runs import borgmatic, holder
 from vl_borg_hooks.runs.holder import Holder
 from vl_borg_hooks.runs.records import Journal, RunRecords
 from vl_borg_hooks.staging.copy import StagingCopy
@@ -240,7 +240,9 @@ def test_a_borg_that_hangs_is_no_reason_to_skip_one_run_after_the_other(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     skipping(place, monkeypatch)
-    place.records["b"].take_lease(replace(ANOTHERS, taken=ANOTHERS.taken - 25 * 3600))
+    place.records["b"].take_lease(ANOTHERS)
+    clock = holder._since_boot
+    monkeypatch.setattr(holder, "_since_boot", lambda: clock() + 25 * 3600)
     with pytest.raises(Busy) as caught:
         place.back_up()
     assert caught.value.exit_status == 1
