@@ -58,9 +58,13 @@ def _open_standard_streams() -> None:
 
 
 def _before_create(arguments: argparse.Namespace) -> int:
-    from vl_borg_hooks.actions import backup
+    from vl_borg_hooks.archiving import look
 
-    backup.back_up(*_selected(arguments), dry_run=arguments.dry_run)
+    # First, because borgmatic takes as long to answer as we take to begin.
+    with look.look(arguments.borgmatic_config) as archiving:
+        from vl_borg_hooks.actions import backup
+
+        backup.back_up(*_selected(arguments), dry_run=arguments.dry_run, look=archiving)
     return 0
 
 
@@ -137,13 +141,17 @@ def _status(arguments: argparse.Namespace) -> int:
 def _config_generate(arguments: argparse.Namespace) -> int:
     from vl_borg_hooks.actions import generate
 
+    instances: list[Instance] = []
     if arguments.borgmatic:
-        text = generate.borgmatic_include(*_selected(arguments), arguments.destination)
+        loaded, instances = _selected(arguments)
+        text = generate.borgmatic_include(loaded, instances, arguments.destination)
     else:
         text = generate.commented_config()
     if arguments.destination:
         generate.write_new(arguments.destination, text)
         print(f"wrote {arguments.destination}")
+        for line in generate.make_staging_paths(instances):
+            print(printable(line))
     else:
         print(text, end="")
     return 0
@@ -153,15 +161,20 @@ def _config_validate(arguments: argparse.Namespace) -> int:
     from vl_borg_hooks import config
     from vl_borg_hooks.actions import validate
 
+    notes: list[str] = []
     try:
         loaded, instances = _selected(arguments)
         errors = validate.problems(loaded, instances)
+        archived = validate.archived(loaded, instances, arguments.borgmatic_config)
+        errors += archived.problems
+        notes = archived.notes
     except config.ConfigError as error:
         errors = list(error.errors)
     for problem in errors:
         print(printable(problem))
     if not errors:
         print(f"{loaded.path}: ok: {', '.join(instance.name for instance in instances)}")
+        print("".join(f"{printable(note)}\n" for note in notes), end="")
     return 1 if errors else 0
 
 
@@ -268,7 +281,15 @@ def _parser(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    add("before-create", _before_create, "borgmatic, before create: make the staging copies")
+    before = add(
+        "before-create", _before_create, "borgmatic, before create: make the staging copies"
+    )
+    before.add_argument(
+        "--borgmatic-config",
+        type=Path,
+        metavar="FILE",
+        help="the config file of the borgmatic that runs this: is the staging copy archived by it?",
+    )
     after = add(
         "after-create", _after_create, "borgmatic, after create: release the staging copies"
     )
@@ -332,6 +353,12 @@ def _parser(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="check the config file and what it names",
         parents=[options],
         allow_abbrev=False,
+    )
+    validate.add_argument(
+        "--borgmatic-config",
+        type=Path,
+        metavar="FILE",
+        help="a config file of borgmatic that archives the staging copies; default: the usual ones",
     )
     validate.set_defaults(command=_config_validate)
     return parser

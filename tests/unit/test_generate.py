@@ -120,13 +120,15 @@ def test_the_include_has_both_hooks_and_the_staging_copies(tmp_path: Path) -> No
     assert before["before"] == after["after"] == "configuration"
     assert before["when"] == after["when"] == ["create"]
     assert set(include) <= {"source_directories", "commands", "files_changed"}
-    for hook, name in ((before, "before-create"), (after, "after-create")):
+    # borgmatic says there which of its config files it goes by.
+    asks = ["before-create", "--borgmatic-config", "{configuration_filename}"]
+    for hook, words in ((before, asks), (after, ["after-create"])):
         (command,) = hook["run"]
         executable, *rest = shlex.split(command)
         # A timer's PATH is short, and so is what a relative config is relative to.
         assert os.path.isabs(executable)
         assert os.access(executable, os.X_OK)
-        assert rest == ["--config", str(tmp_path / "config.yaml"), name]
+        assert rest == ["--config", str(tmp_path / "config.yaml"), *words]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_the_include_for_some_instances_names_them(tmp_path: Path) -> None:
     include = parse(generate.borgmatic_include(loaded, loaded.instances(["one", "three"])))
     assert include["source_directories"] == ["/srv/staging/one", "/srv/staging/three"]
     words = shlex.split(include["commands"][0]["run"][0])
-    assert words[-5:] == ["--instance", "one", "--instance", "three", "before-create"]
+    assert words[-7:-2] == ["--instance", "one", "--instance", "three", "before-create"]
 
 
 def test_the_path_of_the_config_is_absolute_whatever_was_typed(
@@ -207,6 +209,9 @@ NAMES = [
 ]
 
 
+BORGMATIC_CONFIG = "/etc/borgmatic.d/it's one.yaml"
+
+
 def arrives_as(command: str, directory: Path) -> list[str]:
     """Return the arguments that `command` gives its program, run as borgmatic runs a hook."""
     show = directory / "show"
@@ -214,6 +219,7 @@ def arrives_as(command: str, directory: Path) -> list[str]:
     show.chmod(0o755)
     executable = shlex.split(command)[0]
     context = {"repository": "WRONG", "log_file": "WRONG", "error": "WRONG", "x": "WRONG"}
+    context["configuration_filename"] = BORGMATIC_CONFIG
     interpolated: str = interpolate_context("command", command, context)
     assert interpolated.startswith(executable)
     shown = shlex.quote(str(show)) + interpolated.removeprefix(executable)
@@ -233,7 +239,7 @@ def test_a_path_of_any_kind_survives_yaml_borgmatic_and_the_shell(
     assert arrives_as(command, tmp_path) == [
         "--config",
         str(tmp_path / name / "config.yaml"),
-        "before-create",
+        *("before-create", "--borgmatic-config", BORGMATIC_CONFIG),
     ]
 
 
@@ -281,3 +287,33 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OperatorError, match=f"could not write {tmp_path}/file/config.yaml"):
         generate.write_new(tmp_path / "file" / "config.yaml", "text")
+
+
+def test_the_staging_paths_are_made_for_a_borgmatic_that_wants_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    staging = tmp_path / "lib"
+    loaded_with(tmp_path, "one", "two", staging=str(staging))
+    (staging / "two").mkdir(parents=True, mode=0o755)
+    arguments = ["--config", str(tmp_path / "config.yaml"), "config", "generate", "--borgmatic"]
+    assert cli.main(arguments) == 0
+    assert not (staging / "one").exists(), "it was only printed"
+    capsys.readouterr()
+    include = tmp_path / "borgmatic.yaml"
+    assert cli.main([*arguments, "--destination", str(include)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"wrote {include}",
+        f"made {staging}/one, for the staging copy of one",
+    ]
+    assert stat.S_IMODE((staging / "one").stat().st_mode) == 0o700
+    assert stat.S_IMODE((staging / "two").stat().st_mode) == 0o755, "it is not ours to change"
+
+
+def test_a_staging_path_in_a_directory_of_another_user_is_left_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = loaded_with(tmp_path, "one", staging=str(tmp_path / "lib"))
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    (said,) = generate.make_staging_paths(loaded.config.instances)
+    assert said == f"{tmp_path}/lib/one is not there yet: the first backup makes it"
+    assert not (tmp_path / "lib").exists()

@@ -26,6 +26,12 @@ ROWS: dict[str, tuple[str, ...]] = {
     "a second run": ("test_two_runs_at_once",),
     "a second borgmatic": ("test_a_second_borgmatic_while_the_first_archives",),
     "borgmatic is killed": ("test_a_borgmatic_that_is_killed_while_its_borg_goes_on",),
+    "borgmatic would not archive": (
+        "test_what_would_not_be_archived_is_said_before_the_stop",
+        "test_an_include_that_is_overruled_is_found",
+        "test_a_repository_for_other_things_is_a_warning",
+    ),
+    "borgmatic archives nothing": ("test_victorialogs_is_not_stopped_if_nothing_is_archived",),
     "no room for the copy": (
         "test_staging_that_is_too_small",
         "test_staging_that_has_become_too_small",

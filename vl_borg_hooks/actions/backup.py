@@ -23,9 +23,11 @@ from vl_borg_hooks.staging.last_published import LastPublished
 from vl_borg_hooks.staging.manifest import Manifest
 from vl_borg_hooks.stop_window.found import describe_state
 from vl_borg_hooks.stop_window.recovery import recover
+from vl_borg_hooks.system.log import RESULT, logger
 from vl_borg_hooks.transfer.progress import human_bytes
 
 if TYPE_CHECKING:
+    from vl_borg_hooks.archiving.look import Look
     from vl_borg_hooks.config import Instance, LoadedConfig
 
 # With `when_busy: skip`. A backup that lasts longer than this is a failure of those that wait for it.
@@ -49,20 +51,31 @@ class _Outcome:
         hooks.after_backup(self.backup, self.copied, self.manifest, error)
 
 
-def back_up(loaded: LoadedConfig, instances: Sequence[Instance], *, dry_run: bool) -> None:
+def back_up(
+    loaded: LoadedConfig,
+    instances: Sequence[Instance],
+    *,
+    dry_run: bool,
+    look: Look | None = None,
+) -> None:
     """Make and publish a staging copy of each of `instances`, for the borgmatic that runs us.
 
-    A copy that was published for that same borgmatic is archived once more, as it is. Raises Busy if
-    another run or another borgmatic holds one of them, OperatorError for any other failure. Then
-    nothing of what was made is published.
+    A copy that was published for that same borgmatic is archived once more, as it is. `look` is at
+    what that borgmatic archives: if it makes no archive at all, nothing is done.
+
+    Raises Busy if another run or another borgmatic holds one of them, OperatorError for any other
+    failure. Then nothing of what was made is published.
     """
     setting = Setting(loaded)
     backups = [setting.backup(instance) for instance in instances]
+    if look and not look.makes_archives():
+        logger.log(RESULT, "borgmatic makes no archive with %s, so no copy is made", look.file)
+        return
     try:
         with contextlib.ExitStack() as stack:
             for backup in backups:
                 stack.enter_context(exclusive(backup, "before-create"))
-            _back_up(setting, backups, dry_run=dry_run)
+            _back_up(setting, backups, look, dry_run=dry_run)
     except Busy as busy:
         if loaded.config.when_busy == "skip" and _may_be_skipped(busy):
             busy.exit_status = os.EX_TEMPFAIL
@@ -81,19 +94,26 @@ def _may_be_skipped(busy: Busy) -> bool:
     return True
 
 
-def _back_up(setting: Setting, backups: Sequence[Backup], *, dry_run: bool) -> None:
+def _back_up(
+    setting: Setting, backups: Sequence[Backup], look: Look | None, *, dry_run: bool
+) -> None:
     """Make what has to be made of `backups`, with the run locks held."""
     holder = calling_process()
     for backup in backups:
         with explained(backup):
             _refuse_leased(backup, holder)
+    if look:
+        look.begin([backup.instance for backup in backups])
     if dry_run:
-        _look(setting.hooks, backups)
+        _look(setting.hooks, backups, look)
         return
     # Several config files of one borgmatic may include us: that is one stop, not one for each.
     is_borgmatic = borgmatic.running() is not None
     again = [each for each in backups if is_borgmatic and _is_published_for(setting, each, holder)]
-    _back_up_all(setting, [each for each in backups if each not in again], holder)
+    for backup in again:
+        with explained(backup):
+            _require_archived(backup, look)
+    _back_up_all(setting, [each for each in backups if each not in again], holder, look)
     for backup in again:
         backup.records.take_lease(holder)
 
@@ -126,15 +146,29 @@ def _is_published_for(setting: Setting, backup: Backup, holder: Holder) -> bool:
     return True
 
 
-def _look(hooks: Hooks, backups: Sequence[Backup]) -> None:
+def _look(hooks: Hooks, backups: Sequence[Backup], look: Look | None) -> None:
     """Run the checks and change nothing."""
     for backup in backups:
         with explained(backup):
-            require(backup, hooks.backup_checks(backup))
+            _check(hooks, backup, look)
         backup.reporter.result(f"ready: {describe_state(backup)}")
 
 
-def _back_up_all(setting: Setting, backups: Sequence[Backup], holder: Holder) -> None:
+def _check(hooks: Hooks, backup: Backup, look: Look | None) -> None:
+    """Raise OperatorError if anything is not in place for the backup of this instance."""
+    require(backup, hooks.backup_checks(backup))
+    _require_archived(backup, look)
+
+
+def _require_archived(backup: Backup, look: Look | None) -> None:
+    """Raise OperatorError if borgmatic would not archive the staging copy."""
+    for problem in look.require(backup.instance) if look else ():
+        backup.reporter.warn(problem)
+
+
+def _back_up_all(
+    setting: Setting, backups: Sequence[Backup], holder: Holder, look: Look | None
+) -> None:
     hooks = setting.hooks
     outcomes: list[_Outcome] = []
     may_be_published = False
@@ -147,7 +181,7 @@ def _back_up_all(setting: Setting, backups: Sequence[Backup], holder: Holder) ->
             with explained(backup):
                 recover(hooks, backup)
                 started = time.monotonic()
-                require(backup, hooks.backup_checks(backup))
+                _check(hooks, backup, look)
                 seconds = time.monotonic() - started
                 backup.reporter.say(f"ready: {describe_state(backup)}; checked in {seconds:.2f} s")
         may_be_published = True

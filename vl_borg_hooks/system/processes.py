@@ -23,6 +23,8 @@ SYSTEMD_RUNS = Path("/run/systemd/system")
 CGROUP = Path("/proc/self/cgroup")
 # Where the hierarchy that systemd manages is mounted: that of version 2, or its own.
 CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified")
+# How long a killed process may take to end; in the kernel, on a dead disk, it may take for ever.
+ENDING_SECONDS = 2
 # prctl(2) PR_SET_PDEATHSIG, from linux/prctl.h.
 PR_SET_PDEATHSIG = 1
 
@@ -45,15 +47,17 @@ def beside(
     talks: bool = False,
     dies_with_us: bool = False,
     outlives_us: bool = False,
+    directory: str | None = None,
     environment: Mapping[str, str] | None = None,
+    output: IO[bytes] | None = None,
     errors: IO[bytes] | None = None,
 ) -> Beside:
     """Start `argv` to run beside us; with `talks`, its three streams are pipes, else nothing.
 
     `dies_with_us` makes the kernel end it if we are killed; only for while we have no other thread.
     `outlives_us` gives it its own session, so that what ends us does not end it.
-    `environment` is added to ours; stderr goes to `errors` if that is given. Raises CommandFailed if
-    it can't be started.
+    `directory` is its current one, if not ours; `environment` is added to ours; stdout goes to `output` and stderr to `errors` if that is given.
+    Raises CommandFailed if it can't be started.
     """
     # Not by sh. It gives each command threads that watch it until it ends. They wake up every second,
     # ten times a second if the command can be written to, and an answer comes as a call in such a
@@ -64,12 +68,12 @@ def beside(
         return subprocess.Popen(
             argv,
             stdin=streams,
-            stdout=streams,
+            stdout=output or streams,
             stderr=errors or streams,
             text=True,
             errors="backslashreplace",
             env={**os.environ, **(environment or {})},
-            cwd="/" if outlives_us else None,
+            cwd="/" if outlives_us else directory,
             start_new_session=outlives_us,
             preexec_fn=die_with_parent() if dies_with_us else None,  # noqa: PLW1509 - see above
         )
@@ -165,6 +169,13 @@ def wait(process: Beside, seconds: float) -> None:
     """Wait until `process` has ended, for `seconds` at most. It must not print more than a pipe holds."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
+
+
+def end(process: Beside) -> None:
+    """Kill `process` if it still runs; one that hangs in the kernel is left behind."""
+    if process.poll() is None:
+        process.kill()
+        wait(process, ENDING_SECONDS)
 
 
 def watch(pid: int) -> Callable[[], int | None] | None:

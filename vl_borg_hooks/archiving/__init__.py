@@ -1,0 +1,1 @@
+"""What borgmatic and Borg would archive of the staging copies, by their own judgement."""
