@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vl_borg_hooks import __version__
+from vl_borg_hooks.actions import said
 from vl_borg_hooks.errors import printable
-from vl_borg_hooks.system import log, signals
+from vl_borg_hooks.system import signals
 from vl_borg_hooks.system.log import logger
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv` and return its exit status: 0, 1, or 75 if another run goes on."""
     _open_standard_streams()
     arguments = _parser().parse_args(argv)
-    log.set_up(arguments.verbosity)
+    verbosity = said.set_up_log(arguments.verbosity, is_answer=arguments.is_answer)
     signals.install()
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (signals.Interrupted, Exception) as caught:  # noqa: BLE001 - an operator always gets a line
         error = signals.failure(caught)
-        if arguments.verbosity > 1 and not isinstance(caught, signals.Interrupted):
+        if verbosity > 1 and not isinstance(caught, signals.Interrupted):
             traceback.print_exc()
         logger.error("%s", error)
         return error.exit_status
@@ -186,9 +187,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--verbosity",
         type=int,
-        default=0,
         choices=(-1, 0, 1, 2),
-        help="-1: only errors, 2: also every external command",
+        help="-1: only errors, 2: also every external command; in a hook of borgmatic as it has it",
     )
     parser.add_argument("-v", dest="verbosity", action="store_const", const=2, help="--verbosity 2")
     parser.add_argument(
@@ -201,12 +201,13 @@ def _parser() -> argparse.ArgumentParser:
         name: str, command: Callable[[argparse.Namespace], int], text: str
     ) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(command=command)
+        added.set_defaults(command=command, is_answer=False)
         return added
 
     add("before-create", _before_create, "borgmatic, before create: make the staging copies")
     add("after-create", _after_create, "borgmatic, after create: release the staging copies")
-    add("after-extract", _after_extract, "borgmatic, after extract: restore if the config says so")
+    extract = "borgmatic, after extract: restore if the config says so"
+    add("after-extract", _after_extract, extract).set_defaults(is_answer=True)
     restore = add("restore", _restore, "put an extracted copy back and prove that it is served")
     source = restore.add_mutually_exclusive_group()
     source.add_argument(

@@ -131,7 +131,8 @@ class LastPublished:
 
         Each directory is due once in `every` seconds. What `is_gone` from the data is not read: it
         is going to be removed. Uses the processor and the disk only when nothing else needs them.
-        Runs in a separate thread, because a thread that was made idle stays idle.
+        Runs in a separate thread, because a thread that was made idle stays idle. None is alive
+        afterwards, unless it hangs in the kernel: commands are started by a fork.
         """
         found: list[Look] = []
         ended = threading.Event()
@@ -147,6 +148,7 @@ class LastPublished:
             looking.join()
         finally:
             ended.set()
+            looking.join(ENDING_SECONDS)
         return found[0] if found else Look()
 
     def _look(self, every: float, is_gone: Callable[[str], bool], ended: threading.Event) -> Look:

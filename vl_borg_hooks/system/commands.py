@@ -8,6 +8,7 @@ import shlex
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -68,11 +69,15 @@ def run(
     with (
         tempfile.TemporaryFile() as stdout,
         tempfile.TemporaryFile() as stderr,
-        _pipe_to(on_output) if on_output else contextlib.nullcontext(stdout) as output,
+        _threads_ended(),
+        _Reader(on_output) if on_output else contextlib.nullcontext() as reader,
     ):
+        output = reader.sending if reader else stdout
         process = _start(
             argv, stdin, output, stderr, dies_with_us=dies_with_us, outlives_us=outlives_us
         )
+        if reader:
+            reader.begin()
         try:
             if idle:
                 make_idle(process.pid)
@@ -146,27 +151,59 @@ def _encodable(words: Sequence[str]) -> tuple[Sequence[str], str]:
 
 
 @contextlib.contextmanager
-def _pipe_to(on_output: Callable[[str], None]) -> Iterator[IO[bytes]]:
-    """Yield the end of a pipe to write to, and hand what is written to `on_output`.
+def _threads_ended() -> Iterator[None]:
+    """Wait, after the block, until the threads that were started in it have ended.
+
+    sh forks, and only the thread that forks goes on in the child: if another one holds a lock of
+    Python's at that moment, the child waits for it for ever. sh itself leaves a timer that it has
+    cancelled, and does not wait until that has ended.
+    """
+    before = set(threading.enumerate())
+    try:
+        yield
+    finally:
+        deadline = time.monotonic() + ENDING_SECONDS
+        for thread in set(threading.enumerate()) - before:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+class _Reader:
+    """A pipe to write to; hands what is written to `on_output`, from `begin` on.
 
     Not left to sh, which hands over whole lines, full buffers or single bytes: rsync does not end a
     line while it copies, and prints its progress for every file.
     """
-    receiving, sending = os.pipe()
 
-    def read() -> None:
-        with open(receiving, "rb", buffering=0) as output:
-            while piece := output.read(CHUNK_BYTES):
+    def __init__(self, on_output: Callable[[str], None]) -> None:
+        self._on_output = on_output
+        receiving, sending = os.pipe()
+        self._receiving = open(receiving, "rb", buffering=0)
+        self.sending = open(sending, "wb", buffering=0)
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Read in a thread, which must not exist yet when the command is forked."""
+        self.sending.close()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with self._receiving:
+            while piece := self._receiving.read(CHUNK_BYTES):
                 # If the terminal is gone, the command goes on.
                 with contextlib.suppress(OSError):
-                    on_output(piece.decode("utf-8", "backslashreplace"))
+                    self._on_output(piece.decode("utf-8", "backslashreplace"))
 
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    with open(sending, "wb") as writer:
-        yield writer
-    # It ends when no process can write any more; one that the command has left running still can.
-    reader.join(ENDING_SECONDS)
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sending.close()
+        if self._thread:
+            # It ends when no process can write any more; one that the command has left running can.
+            self._thread.join(ENDING_SECONDS)
+        else:
+            self._receiving.close()
 
 
 def _exit_status(process: Any, timeout: float | None) -> int | None:
