@@ -12,7 +12,7 @@ from typing import final
 class Healthchecks:
     """Listens on loopback while the context is open.
 
-    `pings` are the states that borgmatic has reported, in order: `start`, `success`, `fail` or `log`.
+    `pings` are the states that borgmatic has reported, in order: `start`, `success` or `fail`.
     `texts` are what it sent with them.
     """
 
@@ -29,7 +29,8 @@ class Healthchecks:
 
     def taken(self) -> list[str]:
         """The pings since the last call."""
-        taken, self.pings = self.pings, []
+        taken = list(self.pings)
+        self.pings.clear()
         return taken
 
     def __enter__(self) -> Healthchecks:
@@ -47,14 +48,17 @@ class Healthchecks:
         self._server.server_close()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
-        pings, texts = self, self.texts
+        pings, texts = self.pings, self.texts
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
                 texts.append(self.rfile.read(length).decode())
                 path = self.path.partition("?")[0]
-                pings.pings.append(path.removeprefix("/check").strip("/") or "success")
+                state = path.removeprefix("/check").strip("/") or "success"
+                # Since 2.0 borgmatic also sends what it has logged, by itself.
+                if state != "log":
+                    pings.append(state)
                 self.send_response(200)
                 self.send_header("Content-Length", "0")
                 self.end_headers()

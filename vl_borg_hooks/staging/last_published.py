@@ -45,6 +45,8 @@ STAMPS = "stamps"
 # So many threads look at directories, each at so many at once.
 LOOKERS = 4
 LOOKED_AT_ONCE = 32
+# How long a look that was given up may take to end: a read can hang in the kernel.
+ENDING_SECONDS = 2
 _INT64 = "q"
 _NONE = -1
 _Contents: TypeAlias = tuple[int, dict[str, os.stat_result], int]
