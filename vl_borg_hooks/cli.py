@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command in `argv` and return its exit status: 0, 1, or 75 if another run goes on."""
+    """Run the command in `argv` and return its exit status: 0, 1, or 75 for a run to skip."""
     _open_standard_streams()
     arguments = _parser().parse_args(argv)
     verbosity = said.set_up_log(arguments.verbosity, is_answer=arguments.is_answer)
@@ -64,7 +64,7 @@ def _after_create(arguments: argparse.Namespace) -> int:
     from vl_borg_hooks.actions import release
 
     if not arguments.dry_run:
-        release.release(*_selected(arguments))
+        release.release(*_selected(arguments), force=arguments.force)
     return 0
 
 
@@ -205,7 +205,12 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     add("before-create", _before_create, "borgmatic, before create: make the staging copies")
-    add("after-create", _after_create, "borgmatic, after create: release the staging copies")
+    after = add(
+        "after-create", _after_create, "borgmatic, after create: release the staging copies"
+    )
+    after.add_argument(
+        "--force", action="store_true", help="also those that somebody else seems to archive"
+    )
     extract = "borgmatic, after extract: restore if the config says so"
     add("after-extract", _after_extract, extract).set_defaults(is_answer=True)
     restore = add("restore", _restore, "put an extracted copy back and prove that it is served")

@@ -206,6 +206,7 @@ class Config(_Model):
 
     instances: list[Instance] = Field(min_length=1)
     plugins: dict[str, Any] = {}
+    when_busy: Literal["fail", "skip"] = "fail"
     state_path: Annotated[str, AfterValidator(_absolute)] | None = None
 
     @property

@@ -25,9 +25,11 @@ class OperatorError(Exception):
 
 
 class Busy(OperatorError):
-    """Another run holds what this one needs; borgmatic skips softly on this exit status."""
+    """Another run holds what this one needs, for `seconds` so far."""
 
-    exit_status = 75
+    def __init__(self, what: str, *, hint: str, seconds: float) -> None:
+        super().__init__(what, hint=hint)
+        self.seconds = seconds
 
 
 class CommandFailed(OperatorError):

@@ -393,12 +393,12 @@ def test_a_dry_run_changes_nothing(site: LockingSite) -> None:
 # Two at once, and runs that are killed.
 
 
-def test_a_second_run_is_refused_softly_and_told_who_holds_the_first(site: LockingSite) -> None:
+def test_a_second_run_is_a_failure_and_told_who_holds_the_first(site: LockingSite) -> None:
     blocked = BlockedRun(site)
-    said = the_line(site.command("before-create"), status=75)
+    said = the_line(site.command("before-create"))
     assert f"another run holds this instance: before-create (pid {blocked.process.pid}, " in said
     copy = make_copy(site.root / "extracted")
-    said = the_line(site.command("restore", "--from", copy.path, "--yes"), status=75)
+    said = the_line(site.command("restore", "--from", copy.path, "--yes"))
     assert f"(pid {blocked.process.pid}, " in said
     blocked.go_on()
     _, log = blocked.process.communicate(timeout=30)

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.parts.fakes import FakeHooks, FakeService, a_manifest, installed
-from tests.support import said
+from tests.support import make_data, said
 from vl_borg_hooks.actions import backup as action
 from vl_borg_hooks.actions.backup import back_up
 from vl_borg_hooks.config import LoadedConfig
 from vl_borg_hooks.errors import Busy, InvalidCopy, OperatorError
 from vl_borg_hooks.plugin.checks import Check
-from vl_borg_hooks.runs.records import Holder, Journal, RunRecords
+from vl_borg_hooks.runs import borgmatic
+from vl_borg_hooks.runs.holder import Holder
+from vl_borg_hooks.runs.records import Journal, RunRecords
 from vl_borg_hooks.staging.copy import StagingCopy
+from vl_borg_hooks.staging.last_published import Notes
+from vl_borg_hooks.staging.walk import hashed, walk
 
 OURS = Holder.of(os.getppid(), "borgmatic")
 ANOTHERS = Holder.of(os.getpid(), "borgmatic")
@@ -172,9 +180,12 @@ def test_a_copy_that_another_borgmatic_archives_is_left_alone(place: Place) -> N
     place.records["b"].take_lease(ANOTHERS)
     with pytest.raises(Busy) as caught:
         place.back_up()
-    assert caught.value.exit_status == 75
-    assert str(caught.value).startswith(
-        f"b: the staging copy {place.staging['b'].path} is still being archived by {ANOTHERS}"
+    # What monitoring takes for success must be one.
+    assert caught.value.exit_status == 1
+    assert str(caught.value) == (
+        f"b: the staging copy {place.staging['b'].path} is still being archived by {ANOTHERS}; "
+        "VictoriaLogs is stopped; wait until it has ended; if nothing archives it: "
+        "vl-borg-hooks after-create --force"
     )
     assert place.hooks.calls == []
     assert place.published == BOTH_OLD
@@ -188,6 +199,211 @@ def test_a_lease_of_our_own_or_of_a_process_that_has_ended_is_no_hindrance(
     place.records["a"].take_lease(holder)
     place.back_up("a")
     assert place.published["a"] == "new"
+
+
+def skipping(place: Place, monkeypatch: pytest.MonkeyPatch, version: str = "") -> None:
+    """Have the config say `when_busy: skip`, and a borgmatic with that version run us."""
+    config = place.loaded.config.model_copy(update={"when_busy": "skip"})
+    place.loaded = replace(place.loaded, config=config)
+    if version:
+        command = (sys.executable, "-c", f"print({version!r})")
+        found = borgmatic.Borgmatic(psutil.Process(), command, ())
+        monkeypatch.setattr(borgmatic, "running", lambda: found)
+
+
+@pytest.mark.parametrize("version", ["", "2.1.9", "2.1.10", "1.8.14"])
+def test_who_wants_it_soft_has_a_run_skipped(
+    place: Place, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    skipping(place, monkeypatch, version)
+    place.records["b"].take_lease(ANOTHERS)
+    with pytest.raises(Busy) as caught:
+        place.back_up()
+    assert caught.value.exit_status == 75
+    assert place.published == BOTH_OLD
+
+
+def test_no_run_is_skipped_by_the_borgmatic_that_would_archive_all_the_same(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skipping(place, monkeypatch, "2.1.8")
+    place.records["b"].take_lease(ANOTHERS)
+    with pytest.raises(Busy) as caught:
+        place.back_up()
+    assert caught.value.exit_status == 1
+    assert str(caught.value).endswith(
+        "; not skipped, as borgmatic 2.1.8 would archive all the same"
+    )
+
+
+def test_a_borg_that_hangs_is_no_reason_to_skip_one_run_after_the_other(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skipping(place, monkeypatch)
+    place.records["b"].take_lease(replace(ANOTHERS, taken=ANOTHERS.taken - 25 * 3600))
+    with pytest.raises(Busy) as caught:
+        place.back_up()
+    assert caught.value.exit_status == 1
+    assert str(caught.value).endswith("; no run is skipped after 24 hours")
+
+
+def test_a_lease_that_nobody_can_be_seen_behind_is_not_ours(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.records["a"].take_lease(Holder.unknown())
+    monkeypatch.setattr(action, "calling_process", Holder.unknown)
+    with pytest.raises(Busy, match="archived by whoever called before-create "):
+        place.back_up("a")
+
+
+class SameRun:
+    """One borgmatic, OURS, that calls us for one config file after the other."""
+
+    def __init__(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.place, self.monkeypatch = place, monkeypatch
+        found = borgmatic.Borgmatic(psutil.Process(OURS.pid), (), ())
+        monkeypatch.setattr(borgmatic, "running", lambda: found)
+        place.hooks.doing["publish a"] = lambda: self.publish("a")
+        place.hooks.doing["publish b"] = lambda: self.publish("b")
+
+    def publish(self, name: str) -> None:
+        """Publish a copy with content, as our own step does."""
+        staging, records = self.place.staging[name], self.place.records[name]
+        if not (staging.data / "partitions").exists():
+            make_data(staging.data)
+        notes = Notes()
+        totals = staging.write_inventory(
+            notes.taking(hashed(staging.data, walk(staging.data, linked=False), []))
+        )
+        staging.use_new_inventory()
+        staging.publish(a_manifest().model_copy(update={"inventory_sha256": totals.sha256}))
+        notes.keep(records.directory, totals.sha256, time.time())
+
+    def release(self) -> None:
+        for records in self.place.records.values():
+            records.release_lease()
+
+    def made(self, *names: str) -> set[str]:
+        """Call us for the next config file; return of which instances a copy was made."""
+        self.place.hooks.calls.clear()
+        self.place.back_up(*names)
+        made = {name for hook, name in self.place.hooks.calls if hook == "make_copy"}
+        # Nobody else is told of a backup that was not made.
+        assert {name for _, name in self.place.hooks.calls} == made
+        return made
+
+
+@pytest.fixture
+def same_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> SameRun:
+    return SameRun(place, monkeypatch)
+
+
+def test_the_next_config_file_of_the_same_borgmatic_archives_the_same_copies(
+    place: Place, same_run: SameRun
+) -> None:
+    assert same_run.made() == {"a", "b"}
+    same_run.release()
+    with said() as lines:
+        assert same_run.made() == set()
+    created = a_manifest().created
+    assert lines == [
+        f"{name}: published already for this run of borgmatic, at {created}: VictoriaLogs is not "
+        "stopped again"
+        for name in "ab"
+    ]
+    assert place.leases == {"a": OURS, "b": OURS}
+    assert place.published == {"a": "new", "b": "new"}
+
+
+def test_the_lease_may_still_be_held_as_borgmatic_1_has_all_hooks_first(
+    place: Place, same_run: SameRun
+) -> None:
+    assert same_run.made() == {"a", "b"}
+    assert same_run.made() == set()
+    assert place.leases == {"a": OURS, "b": OURS}
+
+
+def test_of_config_files_with_different_instances_each_is_copied_once(
+    place: Place, same_run: SameRun
+) -> None:
+    assert same_run.made("a") == {"a"}
+    assert same_run.made() == {"b"}
+    assert place.leases == {"a": OURS, "b": OURS}
+    assert same_run.made("b", "a") == set()
+
+
+def test_a_copy_that_is_archived_once_more_stays_published_if_the_other_fails(
+    place: Place, same_run: SameRun
+) -> None:
+    assert same_run.made("a") == {"a"}
+    same_run.release()
+    place.hooks.failing("make_copy b", OperatorError("it failed"))
+    with pytest.raises(OperatorError, match="it failed"):
+        place.back_up()
+    assert place.published == {"a": "new"}
+    # borgmatic does not archive this config file.
+    assert place.leases == {}
+
+
+def test_the_next_borgmatic_has_copies_of_its_own(place: Place, same_run: SameRun) -> None:
+    assert same_run.made() == {"a", "b"}
+    same_run.release()
+    another = replace(OURS, created=OURS.created + 1)
+    same_run.monkeypatch.setattr(action, "calling_process", lambda: another)
+    assert same_run.made() == {"a", "b"}
+
+
+def test_a_script_that_calls_us_twice_has_two_copies_made(place: Place, same_run: SameRun) -> None:
+    same_run.monkeypatch.setattr(borgmatic, "running", lambda: None)
+    assert same_run.made() == {"a", "b"}
+    assert same_run.made() == {"a", "b"}
+
+
+def unpublish(place: Place) -> None:
+    place.staging["a"].unpublish()
+
+
+def publish_anew(place: Place) -> None:
+    manifest = place.staging["a"].manifest()
+    place.staging["a"].publish(manifest.model_copy(update={"created": "2026-11-23T00:00:00+00:00"}))
+
+
+def damage(place: Place) -> None:
+    (damaged, *_) = place.staging["a"].data.rglob("values.bin0")
+    damaged.write_bytes(b"x" * damaged.stat().st_size)
+
+
+def add_a_file(place: Place) -> None:
+    (place.staging["a"].data / "partitions/20261121/datadb/stray").touch()
+
+
+def leave_a_journal(place: Place) -> None:
+    place.records["a"].note(Journal("restore", found_running=False))
+
+
+def forget(place: Place) -> None:
+    (place.records["a"].directory / "published.json").write_text("{}")
+
+
+def configure(place: Place) -> None:
+    a, b = place.loaded.config.instances
+    instances = [a.model_copy(update={"final_pass": "stopped"}), b]
+    config = place.loaded.config.model_copy(update={"instances": instances})
+    place.loaded = replace(place.loaded, config=config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [unpublish, publish_anew, damage, add_a_file, leave_a_journal, forget, configure],
+)
+def test_a_copy_that_is_not_as_it_was_published_is_made_again(
+    place: Place, same_run: SameRun, change: Callable[[Place], None]
+) -> None:
+    assert same_run.made() == {"a", "b"}
+    same_run.release()
+    change(place)
+    assert "a" in same_run.made()
+    assert place.leases == {"a": OURS, "b": OURS}
 
 
 def test_a_lease_that_makes_no_sense_keeps_all_as_they_are_and_is_told_of_its_instance(

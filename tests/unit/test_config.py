@@ -88,6 +88,7 @@ def test_every_option_that_is_left_out_has_its_default(write: Write) -> None:
             }
         ],
         "plugins": {},
+        "when_busy": "fail",
         "state_path": None,
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from hypothesis import strategies as st
 from tests.parts.waiting import wait_until
 from tests.support import EXAMPLES
 from vl_borg_hooks.errors import Busy, InvalidCopy, OperatorError
-from vl_borg_hooks.runs.records import Holder, Journal, RunRecords
+from vl_borg_hooks.runs import holder
+from vl_borg_hooks.runs.holder import Holder
+from vl_borg_hooks.runs.records import Journal, RunRecords
 
 HOLD = """\
 import sys
@@ -66,7 +69,8 @@ def test_a_second_run_is_told_who_holds_the_first(state: RunRecords) -> None:
         state.run_lock("restore", wait=0.2),
     ):
         pass
-    assert caught.value.exit_status == 75
+    assert caught.value.exit_status == 1
+    assert caught.value.seconds < 60
     assert f"before-create (pid {other.pid}, since 20" in str(caught.value)
 
 
@@ -126,14 +130,14 @@ def test_a_run_waits_for_one_try_of_a_guard_and_then_has_its_turn(state: RunReco
 def test_a_try_that_has_no_end_fails_the_next_run_and_is_not_a_reason_to_skip_it(
     state: RunRecords,
 ) -> None:
-    # borgmatic passes over exit status 75 in silence.
+    # With `when_busy: skip` borgmatic would pass over it in silence.
     with (
         guard_that_tries(state) as guard,
         pytest.raises(OperatorError) as caught,
         state.run_lock("before-create", wait=0, for_recovery=0.1),
     ):
         pass
-    assert caught.value.exit_status == 1
+    assert not isinstance(caught.value, Busy)
     assert f"still being brought back by recover (pid {guard.pid}" in str(caught.value)
     assert "guard.log" in str(caught.value)
 
@@ -153,10 +157,10 @@ def test_two_instances_are_not_in_each_others_way(tmp_path: Path) -> None:
 
 def test_a_lease_is_its_holders_until_it_is_given_back(state: RunRecords) -> None:
     assert state.lease_holder() is None
-    holder = Holder.of(os.getpid(), "borgmatic")
-    state.take_lease(holder)
-    assert RunRecords(state.directory.parent, "default").lease_holder() == holder
-    assert f"borgmatic (pid {os.getpid()}, since " in str(holder)
+    ours = Holder.of(os.getpid(), "borgmatic")
+    state.take_lease(ours)
+    assert RunRecords(state.directory.parent, "default").lease_holder() == ours
+    assert f"borgmatic (pid {os.getpid()}, since " in str(ours)
     state.release_lease()
     state.release_lease()
     assert state.lease_holder() is None
@@ -176,28 +180,27 @@ def test_the_lease_of_a_dead_process_is_none(state: RunRecords) -> None:
 
 
 def test_a_later_process_with_the_same_id_holds_nothing(state: RunRecords) -> None:
-    holder = Holder.of(os.getpid(), "borgmatic")
+    ours = Holder.of(os.getpid(), "borgmatic")
     # The kernel gives an id again only if there is no group of that number either.
-    state.take_lease(replace(holder, created=holder.created - 0.01, group=holder.pid))
+    state.take_lease(replace(ours, created=ours.created - 0.01, group=ours.pid))
     assert state.lease_holder() is None
 
 
 def test_a_process_of_another_boot_holds_nothing(state: RunRecords) -> None:
-    holder = Holder.of(os.getpid(), "borgmatic")
-    state.take_lease(replace(holder, boot="another"))
+    state.take_lease(replace(Holder.of(os.getpid(), "borgmatic"), boot="another"))
     assert state.lease_holder() is None
 
 
 def test_a_clock_that_was_set_frees_no_lease(
     state: RunRecords, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    holder = Holder.of(os.getpid(), "borgmatic")
-    state.take_lease(holder)
+    ours = Holder.of(os.getpid(), "borgmatic")
+    state.take_lease(ours)
     # What psutil reckons the start of a process from; the kernel moves it with the clock.
     booted = psutil.boot_time()
     monkeypatch.setattr(psutil._pslinux, "BOOT_TIME", booted + 5, raising=False)
     monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: booted + 5)
-    assert state.lease_holder() == holder
+    assert state.lease_holder() == ours
 
 
 # Started in a process group of its own: a borgmatic that starts its borg.
@@ -289,6 +292,104 @@ print(RunRecords(Path(sys.argv[1]), "default").lease_holder())
 """
 
 
+def later(monkeypatch: pytest.MonkeyPatch, hours: float) -> None:
+    """Let `hours` pass, as a holder counts them."""
+    clock = holder._since_boot
+    monkeypatch.setattr(holder, "_since_boot", lambda: clock() + hours * 3600)
+
+
+def test_a_lease_that_no_process_stands_for_ends_after_a_day(
+    state: RunRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.take_lease(Holder.unknown())
+    held = state.lease_holder()
+    assert held
+    assert str(held).startswith("whoever called before-create (since 20")
+    assert str(held).endswith(", for 24 hours at most)")
+    later(monkeypatch, 23.9)
+    assert state.lease_holder() == held
+    later(monkeypatch, 0.2)
+    assert state.lease_holder() is None
+
+
+@pytest.mark.timeout(60)
+def test_the_lease_of_a_persons_shell_ends_with_it_or_after_a_day(
+    state: RunRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen(["sleep", "60"]) as shell:
+        state.take_lease(Holder.of(shell.pid, "bash", is_limited=True))
+        assert f"bash (pid {shell.pid}, since 20" in str(state.lease_holder())
+        with monkeypatch.context() as patched:
+            later(patched, 24.1)
+            assert state.lease_holder() is None
+        assert state.lease_holder()
+        shell.kill()
+    assert state.lease_holder() is None
+
+
+def test_the_lease_of_a_borgmatic_has_no_end_but_its_own(
+    state: RunRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A first `borg create` to a repository far away takes days.
+    taken = Holder.of(os.getpid(), "borgmatic")
+    state.take_lease(taken)
+    later(monkeypatch, 100)
+    assert state.lease_holder() == taken
+    assert taken.age == pytest.approx(100 * 3600, abs=60)
+
+
+def test_an_unknown_holder_of_another_boot_holds_nothing(state: RunRecords) -> None:
+    state.take_lease(replace(Holder.unknown(), boot="another"))
+    assert state.lease_holder() is None
+
+
+def group_of(directory: Path, *pids: int) -> Path:
+    """Make what the kernel shows of a control group with these processes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
+    return directory
+
+
+def test_the_lease_of_a_service_is_held_as_long_as_another_process_of_it_runs(
+    state: RunRecords, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = group_of(tmp_path / "system.slice/plain.service", os.getpid())
+    state.take_lease(Holder.of_service(service))
+    # Its main process comes next, and is started by systemd.
+    assert str(state.lease_holder()).startswith("plain.service (since 20")
+    later(monkeypatch, 1)
+    # We are not that, and those above us neither.
+    group_of(service, os.getpid(), os.getppid())
+    assert state.lease_holder() is None
+    group_of(service, os.getpid(), 2**30)
+    assert state.lease_holder()
+    group_of(service, os.getpid())
+    group_of(service / "deeper", 2**30)
+    assert state.lease_holder()
+
+
+def test_the_lease_of_a_service_ends_with_it(state: RunRecords, tmp_path: Path) -> None:
+    service = group_of(tmp_path / "system.slice/plain.service", os.getpid())
+    state.take_lease(Holder.of_service(service))
+    assert state.lease_holder()
+    # As systemd does then.
+    shutil.rmtree(service)
+    assert state.lease_holder() is None
+
+
+def test_who_is_the_same_is_known_of_processes_and_services_alone(tmp_path: Path) -> None:
+    ours, other = Holder.of(os.getpid(), "a"), Holder.of(os.getppid(), "a")
+    assert ours.is_same(Holder.of(os.getpid(), "b"))
+    assert not ours.is_same(other)
+    assert not ours.is_same(replace(ours, created=ours.created + 1))
+    assert not Holder.unknown().is_same(Holder.unknown())
+    one, two = (Holder.of_service(tmp_path / name) for name in ("one", "two"))
+    assert one.is_same(one)
+    assert not one.is_same(two)
+    assert not one.is_same(Holder.unknown())
+    assert not Holder.unknown().is_same(one)
+
+
 @pytest.mark.parametrize(("seconds", "alive"), [(0, True), (5, True), (-5, True), (300, False)])
 def test_a_lease_of_an_older_version_is_read(
     state: RunRecords, seconds: int, *, alive: bool
@@ -331,7 +432,9 @@ def test_a_lease_that_makes_no_sense_is_one_line_that_says_what_to_do(
         state.lease_holder()
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
-    assert "make sure that no borgmatic runs, then remove that file" in str(caught.value)
+    assert "make sure that no borgmatic runs, then: vl-borg-hooks after-create --force" in str(
+        caught.value
+    )
 
 
 def test_a_lease_that_is_not_a_file_is_one_line(state: RunRecords) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from vl_borg_hooks.actions.run import Setting
 from vl_borg_hooks.cli import main
 from vl_borg_hooks.config import Instance, LoadedConfig
 from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.runs.holder import Holder
 from vl_borg_hooks.runs.records import Journal, RunRecords
 from vl_borg_hooks.stop_window import guard
 
@@ -210,6 +212,20 @@ def test_what_a_guard_cannot_bring_back_in_its_watch_is_owed(place: Place) -> No
     assert service.running
     assert service.refusals == []
     assert place.records["a"].journal() is None
+
+
+def test_the_lease_of_who_has_ended_is_dropped_and_that_is_said(place: Place) -> None:
+    ended = Holder(1, 1.0, "borgmatic", "2026-11-22T00:00:00+00:00")
+    ours = Holder.of(os.getpid(), "borgmatic")
+    for name, holder in (("a", ended), ("b", ours)):
+        place.records[name].create()
+        place.records[name].take_lease(holder)
+    with said() as lines:
+        assert place.recover()
+    assert f"a: dropped the lease of {ended}, which has ended" in lines
+    assert not any(line.startswith("b: dropped") for line in lines)
+    assert place.records["a"].lease() is None
+    assert place.records["b"].lease() == ours
 
 
 def test_a_lease_that_makes_no_sense_keeps_nothing_down_and_is_left_to_the_operator(

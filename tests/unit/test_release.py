@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from vl_borg_hooks.actions.release import release
 from vl_borg_hooks.config import LoadedConfig
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin import manager
-from vl_borg_hooks.runs.records import Holder, RunRecords
+from vl_borg_hooks.runs.holder import Holder
+from vl_borg_hooks.runs.records import FORCE_RELEASE, RunRecords
 
 OURS = Holder.of(os.getppid(), "borgmatic")
 ANOTHERS = Holder.of(os.getpid(), "borgmatic")
@@ -39,8 +41,8 @@ class Place:
     def has_lease(self, name: str) -> bool:
         return (self.records[name].directory / "lease.json").exists()
 
-    def release(self, *names: str) -> None:
-        release(self.loaded, self.loaded.instances(names))
+    def release(self, *names: str, force: bool = False) -> None:
+        release(self.loaded, self.loaded.instances(names), force=force)
 
 
 @pytest.fixture
@@ -78,7 +80,9 @@ def test_the_lease_of_another_borgmatic_that_lives_is_not_given_back(place: Plac
         place.release()
     assert place.records["a"].lease_holder() == ANOTHERS
     assert not place.has_lease("b")
-    assert lines == [f"a: {ANOTHERS} keeps its lease"]
+    assert lines == [
+        f"a: {ANOTHERS} keeps its lease; if nothing archives the staging copy: {FORCE_RELEASE}"
+    ]
     # It is still being archived.
     assert place.hooks.calls == [("after_release", "b")]
 
@@ -88,6 +92,47 @@ def test_the_lease_of_a_process_that_has_ended_is_given_back(place: Place) -> No
     place.release("a")
     assert not place.has_lease("a")
     assert place.hooks.calls == [("after_release", "a")]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]"])
+def test_by_force_every_lease_is_given_back(place: Place, content: str) -> None:
+    place.lease("a", ANOTHERS)
+    place.lease("b", OURS)
+    (place.records["b"].directory / "lease.json").write_text(content)
+    place.release(force=True)
+    assert not place.has_lease("a")
+    assert not place.has_lease("b")
+    assert place.hooks.calls == [("after_release", "a"), ("after_release", "b")]
+
+
+LIMITED = [Holder.unknown(), replace(ANOTHERS, command="bash", is_limited=True)]
+
+
+@pytest.mark.parametrize("lease", LIMITED)
+@pytest.mark.parametrize("caller", [Holder.unknown(), replace(OURS, is_limited=True)])
+def test_what_was_taken_by_hand_or_from_afar_is_given_back_so(
+    place: Place, monkeypatch: pytest.MonkeyPatch, lease: Holder, caller: Holder
+) -> None:
+    monkeypatch.setattr(action, "calling_process", lambda: caller)
+    place.lease("a", lease)
+    place.release("a")
+    assert not place.has_lease("a")
+
+
+@pytest.mark.parametrize("lease", LIMITED)
+def test_a_borgmatic_does_not_give_back_what_was_taken_by_hand(place: Place, lease: Holder) -> None:
+    place.lease("a", lease)
+    place.release("a")
+    assert place.has_lease("a")
+
+
+def test_what_is_done_by_hand_does_not_give_back_the_lease_of_a_borgmatic(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(action, "calling_process", Holder.unknown)
+    place.lease("a", ANOTHERS)
+    place.release("a")
+    assert place.has_lease("a")
 
 
 def test_an_instance_that_was_not_asked_for_keeps_its_lease(place: Place) -> None:

@@ -110,7 +110,7 @@ def test_only_one_run_on_an_instance_is_on_and_another_is_told_who_that_is(
         with pytest.raises(Busy) as caught, exclusive(backup, "before-create"):
             pytest.fail("two runs are on")
     assert str(caught.value).startswith("default: another run holds this instance: restore (pid ")
-    assert caught.value.exit_status == 75
+    assert caught.value.exit_status == 1
     assert backup.records.run_that_is_on() == ""
 
 

@@ -14,7 +14,8 @@ from tests.support import make_partition
 from vl_borg_hooks.actions.status import Overview, status
 from vl_borg_hooks.config import LoadedConfig
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.runs.records import Holder, Journal, RunRecords
+from vl_borg_hooks.runs.holder import Holder
+from vl_borg_hooks.runs.records import Journal, RunRecords
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.transfer.progress import human_bytes
 
@@ -79,7 +80,7 @@ def test_a_server_that_runs_and_a_copy_that_is_archived_are_told(place: Place) -
         "  staging copy: published 2026-11-22T00:00:00+00:00, 42 rows, 1.5 kB; "
         "VictoriaLogs away for 0.25 s, final pass stopped"
     )
-    assert lease == f"  archived by {holder}"
+    assert lease == f"  archived by {holder}, for 0 s now"
 
 
 def test_of_a_copy_that_was_made_with_victorialogs_stopped_no_downtime_is_told(
@@ -110,7 +111,7 @@ def test_a_lease_that_makes_no_sense_is_one_line(place: Place, content: bytes) -
     with pytest.raises(OperatorError) as caught:
         place.overview()
     assert str(caught.value).startswith(f"default: {place.records.directory}/lease.json: is not")
-    assert "then remove that file" in str(caught.value)
+    assert "then: vl-borg-hooks after-create --force" in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,9 +13,12 @@ from vl_borg_hooks.actions.run import Setting, exclusive, explained, require
 from vl_borg_hooks.errors import Busy, InvalidCopy
 from vl_borg_hooks.plugin.context import Backup, Copied
 from vl_borg_hooks.plugin.relay import Hooks
-from vl_borg_hooks.runs.borgmatic import calling_process
-from vl_borg_hooks.runs.records import Holder
+from vl_borg_hooks.runs import borgmatic
+from vl_borg_hooks.runs.caller import calling_process
+from vl_borg_hooks.runs.holder import Holder
+from vl_borg_hooks.runs.records import FORCE_RELEASE, Published
 from vl_borg_hooks.services import ServiceState
+from vl_borg_hooks.staging.last_published import LastPublished
 from vl_borg_hooks.staging.manifest import Manifest
 from vl_borg_hooks.stop_window.found import describe_state
 from vl_borg_hooks.stop_window.recovery import recover
@@ -21,6 +26,9 @@ from vl_borg_hooks.transfer.progress import human_bytes
 
 if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance, LoadedConfig
+
+# With `when_busy: skip`. A backup that lasts longer than this is a failure of those that wait for it.
+LONGEST_SKIPPED_SECONDS = 24 * 3600
 
 
 @dataclass
@@ -43,22 +51,78 @@ class _Outcome:
 def back_up(loaded: LoadedConfig, instances: Sequence[Instance], *, dry_run: bool) -> None:
     """Make and publish a staging copy of each of `instances`, for the borgmatic that runs us.
 
-    Raises Busy if another run or another borgmatic holds one of them, OperatorError for any other
-    failure. Then nothing is published.
+    A copy that was published for that same borgmatic is archived once more, as it is. Raises Busy if
+    another run or another borgmatic holds one of them, OperatorError for any other failure. Then
+    nothing of what was made is published.
     """
     setting = Setting(loaded)
-    holder = calling_process()
     backups = [setting.backup(instance) for instance in instances]
-    with contextlib.ExitStack() as stack:
-        for backup in backups:
-            stack.enter_context(exclusive(backup, "before-create"))
-        for backup in backups:
-            with explained(backup):
-                _refuse_leased(backup, holder)
-        if dry_run:
-            _look(setting.hooks, backups)
-        else:
-            _back_up_all(setting.hooks, backups, holder)
+    try:
+        with contextlib.ExitStack() as stack:
+            for backup in backups:
+                stack.enter_context(exclusive(backup, "before-create"))
+            _back_up(setting, backups, dry_run=dry_run)
+    except Busy as busy:
+        if loaded.config.when_busy == "skip" and _may_be_skipped(busy):
+            busy.exit_status = os.EX_TEMPFAIL
+        raise
+
+
+def _may_be_skipped(busy: Busy) -> bool:
+    """Say whether borgmatic may pass over this run: a backup must not cease for ever, unnoticed."""
+    if busy.seconds > LONGEST_SKIPPED_SECONDS:
+        busy.hint += f"; no run is skipped after {LONGEST_SKIPPED_SECONDS // 3600} hours"
+        return False
+    found = borgmatic.running()
+    if found and not borgmatic.skips(found):
+        busy.hint += f"; not skipped, as borgmatic {borgmatic.GOES_ON} would archive all the same"
+        return False
+    return True
+
+
+def _back_up(setting: Setting, backups: Sequence[Backup], *, dry_run: bool) -> None:
+    """Make what has to be made of `backups`, with the run locks held."""
+    holder = calling_process()
+    for backup in backups:
+        with explained(backup):
+            _refuse_leased(backup, holder)
+    if dry_run:
+        _look(setting.hooks, backups)
+        return
+    # Several config files of one borgmatic may include us: that is one stop, not one for each.
+    is_borgmatic = borgmatic.running() is not None
+    again = [each for each in backups if is_borgmatic and _is_published_for(setting, each, holder)]
+    _back_up_all(setting, [each for each in backups if each not in again], holder)
+    for backup in again:
+        backup.records.take_lease(holder)
+
+
+def _published(setting: Setting, backup: Backup, holder: Holder) -> Published | None:
+    """Return what is published of `backup` now, for `holder`; None if nothing is."""
+    try:
+        manifest = backup.staging.manifest_path.read_bytes()
+    except OSError:
+        return None
+    config = f"{backup.instance.model_dump_json()} {setting.loaded.config.plugins}".encode()
+    return Published(holder, *(hashlib.sha256(text).hexdigest() for text in (manifest, config)))
+
+
+def _is_published_for(setting: Setting, backup: Backup, holder: Holder) -> bool:
+    """Say whether the staging copy is as it was published for this same borgmatic."""
+    last = backup.records.published()
+    if last is None or not last.holder.is_same(holder) or backup.records.has_journal:
+        return False
+    if _published(setting, backup, last.holder) != last:
+        return False
+    manifest = backup.staging.manifest()
+    known = LastPublished.of(backup.staging, manifest, backup.records.directory)
+    if known is None or not known.look(every=backup.instance.reread_seconds).is_as_published:
+        return False
+    backup.reporter.say(
+        f"published already for this run of borgmatic, at {manifest.created}: VictoriaLogs is not "
+        "stopped again"
+    )
+    return True
 
 
 def _look(hooks: Hooks, backups: Sequence[Backup]) -> None:
@@ -69,7 +133,8 @@ def _look(hooks: Hooks, backups: Sequence[Backup]) -> None:
         backup.reporter.say(f"ready: {describe_state(backup)}")
 
 
-def _back_up_all(hooks: Hooks, backups: Sequence[Backup], holder: Holder) -> None:
+def _back_up_all(setting: Setting, backups: Sequence[Backup], holder: Holder) -> None:
+    hooks = setting.hooks
     outcomes: list[_Outcome] = []
     may_be_published = False
     try:
@@ -87,6 +152,9 @@ def _back_up_all(hooks: Hooks, backups: Sequence[Backup], holder: Holder) -> Non
                 _back_up_one(hooks, outcome)
         for backup in backups:
             backup.records.take_lease(holder)
+            published = _published(setting, backup, holder)
+            if published:
+                backup.records.note_published(published)
         for outcome in outcomes:
             with explained(outcome.backup):
                 outcome.report(hooks, None)
@@ -140,10 +208,11 @@ def _downtime(backup: Backup) -> str:
 
 
 def _refuse_leased(backup: Backup, holder: Holder) -> None:
-    """Raise Busy if another running borgmatic still archives the staging copy."""
+    """Raise Busy if anybody else still archives the staging copy."""
     lease = backup.records.lease_holder()
-    if lease and lease.pid != holder.pid:
+    if lease and not lease.is_same(holder):
         raise Busy(
             f"the staging copy {backup.staging.path} is still being archived by {lease}",
-            hint="wait until it has ended",
+            hint=f"wait until it has ended; if nothing archives it: {FORCE_RELEASE}",
+            seconds=lease.age,
         )

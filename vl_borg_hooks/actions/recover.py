@@ -158,10 +158,12 @@ def _recover(hooks: Hooks, target: Target, *, wait: bool) -> None:
 
 
 def _drop_lease(target: Target) -> None:
-    """Drop the lease of a borgmatic that has ended."""
+    """Drop the lease of who has ended."""
     try:
-        if target.records.lease_holder() is None:
+        lease = target.records.lease()
+        if lease and target.records.lease_holder() is None:
             target.records.release_lease()
+            target.reporter.say(f"dropped the lease of {lease}, which has ended")
     except InvalidCopy as error:
         # The next backup refuses it. VictoriaLogs has to be watched all the same.
         target.reporter.warn(str(error))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vl_borg_hooks.actions.run import Setting
 from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.plugin.context import Target
+from vl_borg_hooks.runs.records import RunRecords
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.staging.manifest import Manifest
 from vl_borg_hooks.transfer.progress import human_bytes, human_seconds
@@ -118,11 +119,17 @@ def _look(target: Target) -> Overview:
         service=target.service.description,
         victorialogs=victorialogs,
         manifest=manifest,
-        lease=str(records.lease_holder() or ""),
+        lease=_lease(records),
         run=run,
         unfinished=records.has_journal and not run,
         replaced=_replaced(target),
     )
+
+
+def _lease(records: RunRecords) -> str:
+    """Return who archives the staging copy and for how long so far, empty if nobody does."""
+    holder = records.lease_holder()
+    return f"{holder}, for {human_seconds(holder.age)} now" if holder else ""
 
 
 def _replaced(target: Target) -> tuple[Replaced, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.runs.records import Holder
+from vl_borg_hooks.system import commands
 
 # The script of borgmatic, as it is installed, and as Nix and Guix call what they wrap.
 SCRIPTS = {"borgmatic", ".borgmatic-wrapped", ".borgmatic-real"}
@@ -23,6 +23,10 @@ PYTHON = re.compile(r"(python|pypy)[0-9.]*t?")
 # What of Python's own options (`python --help`) has a value.
 LETTERS_WITH_VALUE = "cmWX"
 OPTIONS_WITH_VALUE = {"--check-hash-based-pycs"}
+# The version that goes on after an exit status of 75 of a before: hook, and how long one may take to
+# print its version.
+GOES_ON = "2.1.8"
+VERSION_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -52,15 +56,13 @@ def running() -> Borgmatic | None:
     return None
 
 
-def calling_process() -> Holder:
-    """Return the borgmatic that this hook runs under, else the process that started us.
+def skips(found: Borgmatic) -> bool:
+    """Say whether that borgmatic archives nothing after an exit status of 75 of a hook.
 
-    That process archives the staging copy, so the lease belongs to it.
+    2.1.8 goes on as if the hook had succeeded. Raises OperatorError if it does not tell its version.
     """
-    borgmatic = running()
-    if borgmatic is not None:
-        return Holder.of(borgmatic.process.pid, "borgmatic")
-    return Holder.of(os.getppid(), psutil.Process(os.getppid()).name())
+    told = commands.run([*found.command, "--version"], timeout=VERSION_SECONDS).stdout
+    return told.strip() != GOES_ON
 
 
 def extract_destination() -> Path:

@@ -11,14 +11,14 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from vl_borg_hooks.errors import Busy, InvalidCopy, OperatorError
-from vl_borg_hooks.system import files, processes
+from vl_borg_hooks.runs.holder import Holder
+from vl_borg_hooks.system import files
 from vl_borg_hooks.system.log import logger
 
 LARGEST_STATE_FILE = 1 << 20
@@ -27,75 +27,8 @@ POLL_SECONDS = 0.05
 LOCK_WAIT_SECONDS = 8
 # What the run lock names as the command of the guard, and of `recover`.
 RECOVERY = "recover"
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-# The holder in a file of an older version has its start by the clock, which may have been set since.
-CLOCK_MAY_STEP_SECONDS = 60
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A process that holds a lock or a lease; `created` excludes a later one with the same id.
-
-    `created` is in seconds since the boot with the id `boot`, which no change of the clock moves; in
-    seconds since 1970 if there is no `boot`, as an older version wrote it. `group` is its process
-    group, 0 if that is not known.
-    """
-
-    pid: int
-    created: float
-    command: str
-    since: str
-    boot: str = ""
-    group: int = 0
-
-    @classmethod
-    def of(cls, pid: int, command: str) -> Holder:
-        """Return process `pid` as a holder since now; raises OperatorError if it has ended."""
-        process = processes.look(pid)
-        if process is None:
-            raise OperatorError(f"process {pid} has ended")
-        since = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return cls(pid, process.started, command, since, _boot(), process.group)
-
-    def is_alive(self) -> bool:
-        """Say whether that same process still runs."""
-        process = processes.look(self.pid)
-        return process is not None and not process.is_zombie and self._is(process)
-
-    def _is(self, process: processes.Process) -> bool:
-        if self.boot:
-            return self.boot == _boot() and process.started == self.created
-        import psutil
-
-        return abs(psutil.boot_time() + process.started - self.created) < CLOCK_MAY_STEP_SECONDS
-
-    def left_running(self) -> Holder | None:
-        """Return a process of its group that it has left running, None if there is none.
-
-        If borgmatic is killed, its borg may go on. It is in the same process group (borgmatic starts it
-        without another, and ends the whole group by a signal), and began after it. A later run can be
-        in that group too, if one script starts both: we and those above us are not meant.
-        """
-        if not self.group or self.boot != _boot():
-            return None
-        leader = processes.look(self.group)
-        if leader and leader.pid == self.pid and not self._is(leader):
-            # Its id is used again, which the kernel allows only if its group is empty.
-            return None
-        ours = processes.ourselves()
-        for process in processes.running():
-            if (
-                process.group == self.group
-                and process.started >= self.created
-                and process.pid not in ours
-            ):
-                command = f"what {self.command} has left running"
-                return replace(self, pid=process.pid, created=process.started, command=command)
-        return None
-
-    def __str__(self) -> str:
-        """`COMMAND (pid N, since TIME)`."""
-        return f"{self.command} (pid {self.pid}, since {self.since})"
+# Releases a lease, whoever holds it.
+FORCE_RELEASE = "vl-borg-hooks after-create --force"
 
 
 @dataclass(frozen=True)
@@ -130,6 +63,15 @@ class Journal:
     expected: Expected | None = None
     discard: bool = False
     detached: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A copy that was published for the borgmatic `holder`: checksums of its manifest, its config."""
+
+    holder: Holder
+    manifest_sha256: str
+    config_sha256: str
 
 
 class RunRecords:
@@ -204,6 +146,7 @@ class RunRecords:
                         raise Busy(
                             f"another run holds this instance: {holder or 'unknown'}",
                             hint="wait until it has ended",
+                            seconds=holder.age if holder else 0,
                         ) from None
                     if not told:
                         logger.info("waiting for %s, which brings VictoriaLogs back", holder)
@@ -285,12 +228,17 @@ class RunRecords:
     def lease_holder(self) -> Holder | None:
         """Return who archives the staging copy, None if nobody does.
 
-        That is a borgmatic, or the borg that one has left running when it was killed. Raises InvalidCopy if the lease
-        can't be read: Borg may be reading the staging copy.
+        That can be what a killed borgmatic has left running. Raises InvalidCopy if the lease can't be
+        read: Borg may be reading the staging copy.
         """
+        lease = self.lease()
+        return lease.still_holds() if lease else None
+
+    def lease(self) -> Holder | None:
+        """Return who took the lease last, None if it was released; raises InvalidCopy."""
         if not files.exists(self._lease):
             return None
-        hint = "make sure that no borgmatic runs, then remove that file"
+        hint = f"make sure that no borgmatic runs, then: {FORCE_RELEASE}"
         try:
             fields = files.read_json(self._lease, LARGEST_STATE_FILE)
         except InvalidCopy as error:
@@ -298,7 +246,7 @@ class RunRecords:
         holder = _parsed(fields)
         if holder is None:
             raise InvalidCopy(f"{self._lease}: is not a lease", hint=hint)
-        return holder if holder.is_alive() else holder.left_running()
+        return holder
 
     def take_lease(self, holder: Holder) -> None:
         """Claim the published staging copy for `holder`."""
@@ -308,10 +256,21 @@ class RunRecords:
         """Remove the lease of the staging copy; no error if there is none."""
         files.remove(self._lease)
 
+    @property
+    def _published(self) -> Path:
+        return self.directory / "published.json"
 
-def _boot() -> str:
-    """Return the id of this boot, which is another after each."""
-    return BOOT_ID.read_text(encoding="ascii").strip()
+    def note_published(self, published: Published) -> None:
+        """Note what has been published, and for whom."""
+        files.write_atomically(self._published, json.dumps(asdict(published)).encode())
+
+    def published(self) -> Published | None:
+        """Return what was published last for a borgmatic, None if that is not known."""
+        try:
+            fields = files.read_json(self._published, LARGEST_STATE_FILE)
+            return TypeAdapter(Published).validate_python(fields)
+        except (InvalidCopy, ValidationError):
+            return None
 
 
 def _holder(descriptor: int) -> Holder | None:

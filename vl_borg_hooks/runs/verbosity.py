@@ -97,10 +97,10 @@ def _values(arguments: tuple[str, ...], name: str, short: str) -> list[str]:
 
 def _config_files(borgmatic: Borgmatic) -> Iterator[Path]:
     """Yield the config files of `borgmatic`: those it was called with, else the usual ones."""
-    personal = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    personal = os.environ.get("XDG_CONFIG_HOME") or f"{Path.home()}/.config"
     usual = [
         *("/etc/borgmatic/config.yaml", "/etc/borgmatic.d"),
-        *(personal / "borgmatic/config.yaml", personal / "borgmatic.d"),
+        *(f"{personal}/borgmatic/config.yaml", f"{personal}/borgmatic.d"),
     ]
     try:
         directory = borgmatic.process.cwd()

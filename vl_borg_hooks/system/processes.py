@@ -20,6 +20,8 @@ from vl_borg_hooks.errors import CommandFailed
 # sd_booted(3): systemd runs the system if, and only if, this directory exists.
 SYSTEMD_RUNS = Path("/run/systemd/system")
 CGROUP = Path("/proc/self/cgroup")
+# Where the hierarchy that systemd manages is mounted: that of version 2, or its own.
+CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified")
 # prctl(2) PR_SET_PDEATHSIG, from linux/prctl.h.
 PR_SET_PDEATHSIG = 1
 
@@ -81,14 +83,56 @@ def systemd_runs() -> bool:
 
 def our_service() -> str:
     """Return the systemd service that we run in, empty if there is none."""
+    services = [name for name in _cgroup().split("/") if name.endswith(".service")]
+    return services[-1] if services else ""
+
+
+def service_directory() -> Path | None:
+    """Return the directory of the control group of the systemd service that runs us.
+
+    None if no service does, but for example a session, or if that can't be seen.
+    """
+    group = _cgroup()
+    while group.rpartition(".")[2] not in ("service", "scope", "slice", ""):
+        group = group.rpartition("/")[0]
+    if not group.endswith(".service"):
+        return None
+    for mounted in CGROUPS:
+        directory = Path(mounted + group)
+        if os.getpid() in _in_group(directory):
+            return directory
+    return None
+
+
+def others_in(directory: Path) -> bool:
+    """Say whether processes other than us and those above us are in that control group."""
+    return not _in_group(directory) <= ourselves()
+
+
+def is_in(pid: int, directory: Path) -> bool:
+    """Say whether process `pid` is in that control group."""
+    return pid in _in_group(directory)
+
+
+def _in_group(directory: Path) -> set[int]:
+    """Return the ids of the processes in a control group and those below it; empty if it is gone."""
+    found: set[int] = set()
+    for listed in directory.rglob("cgroup.procs"):
+        with contextlib.suppress(OSError):
+            found.update(map(int, listed.read_text(encoding="ascii").split()))
+    return found
+
+
+def _cgroup() -> str:
+    """Return our control group, as systemd has it; empty if that is not known."""
+    found = ""
     with contextlib.suppress(OSError):
         for line in CGROUP.read_text(encoding="utf-8", errors="replace").splitlines():
             # cgroups(7): the hierarchy that systemd manages is that of version 2, or this one.
             _, controllers, path = line.split(":", 2)
-            services = [name for name in path.split("/") if name.endswith(".service")]
-            if controllers in ("", "name=systemd") and services:
-                return services[-1]
-    return ""
+            if controllers in ("", "name=systemd"):
+                found = max(found, path, key=len)
+    return found
 
 
 def outside_our_service() -> list[str]:
@@ -182,8 +226,10 @@ class Process:
     pid: int
     parent: int
     group: int
+    session: int
     started: float
     is_zombie: bool
+    name: str
 
 
 def look(pid: int) -> Process | None:
@@ -193,13 +239,16 @@ def look(pid: int) -> Process | None:
     except (OSError, ValueError):
         return None
     # proc(5): the name is the second field, in brackets, and may have any character in it.
-    fields = content.rpartition(")")[2].split()
+    before, _, after = content.rpartition(")")
+    fields = after.split()
     return Process(
         pid,
         parent=int(fields[1]),
         group=int(fields[2]),
+        session=int(fields[3]),
         started=int(fields[19]) / os.sysconf("SC_CLK_TCK"),
         is_zombie=fields[0] == "Z",
+        name=before.partition("(")[2],
     )
 
 
