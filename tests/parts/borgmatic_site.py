@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
@@ -91,34 +92,56 @@ class BorgmaticSite:
             text = text.replace(usual, str(here))
         return text
 
-    def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a program at the site; AssertionError with all it said if it fails."""
+    @property
+    def environment(self) -> dict[str, str]:
+        """What programs run with: this borgmatic first, and no files of another Borg."""
         home = self.root / "home"
         home.mkdir(exist_ok=True)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("BORG")}
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            env={
-                **kept,
-                "HOME": str(home),
-                "PATH": f"{self.program.parent}:{os.environ['PATH']}",
-                "XDG_CONFIG_HOME": str(home / "config"),
-            },
-            timeout=120,
-            check=False,
-        )
+        path = f"{self.program.parent}:{os.environ['PATH']}"
+        config = str(home / "config")
+        return {**kept, "HOME": str(home), "PATH": path, "XDG_CONFIG_HOME": config}
+
+    def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a program at the site; AssertionError with all it said if it fails."""
+        done = self._finished(argv, self._started(argv))
         assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
         return done
 
     def borgmatic(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run borgmatic at the site; what it says is on its console alone."""
+        return self.run(*self._called(arguments), check=check)
+
+    def borgmatics(self, *runs: tuple[str, ...]) -> list[subprocess.CompletedProcess[str]]:
+        """Run borgmatic with several arguments at once."""
+        called = [self._called(arguments) for arguments in runs]
+        started = [self._started(argv) for argv in called]
+        return list(map(self._finished, called, started))
+
+    def _called(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        options = ["--config", str(self.config)]
         if self.series == "1.7" and "--log-file" not in arguments:
             # Otherwise it logs to the machine's own log, if there is one.
-            arguments = ("--log-file", str(self.root / "borgmatic.log"), *arguments)
-        return self.run(str(self.program), "--config", str(self.config), *arguments, check=check)
+            options += ["--log-file", str(self.root / "borgmatic.log")]
+        return (str(self.program), *options, *arguments)
+
+    def _started(self, argv: Sequence[str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+        )
+
+    @staticmethod
+    def _finished(
+        argv: Sequence[str], process: subprocess.Popen[str]
+    ) -> subprocess.CompletedProcess[str]:
+        with process:
+            output, errors = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(argv, process.returncode, output, errors)
 
     def archives(self) -> list[str]:
         """The names of the archives, oldest first."""
