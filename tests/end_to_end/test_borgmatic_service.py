@@ -51,7 +51,7 @@ def test_a_good_run_is_no_error_in_the_journal(site: Site, options: tuple[str, .
         argv = [BORGMATIC, *options, "--config", str(site.borgmatic_config), "create"]
         return site.systemd.run_as_service(argv, environment, TO_THE_JOURNAL).returncode
 
-    assert create() == 0
+    assert create() == 0, site.systemd.journal()[before:]
     assert site.manifest.rows == 1
     said = [line for line in site.systemd.journal()[before:] if "vl-borg-hooks" in line]
     assert [line for line in said if "published: 1 rows" in line] == said[-1:]

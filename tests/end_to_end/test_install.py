@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,12 @@ from vl_borg_hooks import __version__
 
 ROOT = Path(__file__).parents[2]
 WHEEL = "dist/*.whl"
-MAKE = "pip wheel"
+# How README's lines begin, in their order.
+MAKE = "pip wheel "
+PIPX = "pipx inject "
+UV = "uv tool install "
+PIP = "/opt/borgmatic/bin/pip install "
+OWN = ("python3 -m venv /opt/vl-borg-hooks", "/opt/vl-borg-hooks/bin/pip install ")
 
 
 def lines() -> list[str]:
@@ -132,9 +136,9 @@ def backs_up(
 
 
 def test_every_line_is_tried() -> None:
-    text = Path(__file__).read_text()
-    for line in lines():
-        assert any(line.startswith(begin) for begin in re.findall(r'"([^"]{6,})"', text)), line
+    begins = (MAKE, PIPX, UV, PIP, *OWN)
+    assert [begin for line in lines() for begin in begins if line.startswith(begin)] == [*begins]
+    assert len(lines()) == len(begins)
 
 
 @pytest.mark.parametrize("what", [WHEEL, "vl-borg-hooks"])
@@ -143,7 +147,7 @@ def test_beside_a_borgmatic_of_pipx(
 ) -> None:
     machine.run("pipx install borgmatic")
     published(machine)
-    machine.install(("pipx inject",), what)
+    machine.install((PIPX,), what)
     programs = machine.programs
     backs_up(
         *(machine, healthchecks, NEWEST),
@@ -156,7 +160,7 @@ def test_beside_a_borgmatic_of_pipx(
 def test_beside_a_borgmatic_of_uv(machine: Machine, healthchecks: Healthchecks, what: str) -> None:
     machine.run("uv tool install borgmatic")
     published(machine)
-    machine.install(("uv tool install",), what)
+    machine.install((UV,), what)
     programs = machine.programs
     backs_up(
         *(machine, healthchecks, NEWEST),
@@ -175,7 +179,7 @@ def test_beside_a_borgmatic_of_pip(
     machine.run(f"{sys.executable} -m venv /opt/borgmatic")
     machine.run(f"/opt/borgmatic/bin/pip install '{borgmatic}' '{environments.SETUPTOOLS}'")
     published(machine)
-    machine.install(("/opt/borgmatic/bin/pip install",), what)
+    machine.install((PIP,), what)
     assert "No broken requirements" in machine.run("/opt/borgmatic/bin/pip check")
     programs = machine.root / "opt/borgmatic/bin"
     backs_up(
@@ -191,7 +195,7 @@ def test_in_an_environment_of_its_own(
 ) -> None:
     """For Debian's borgmatic, whose version this one has."""
     published(machine)
-    machine.install(("python3 -m venv", "/opt/vl-borg-hooks/bin/pip install"), what)
+    machine.install(OWN, what)
     backs_up(
         *(machine, healthchecks, "1.7.7"),
         borgmatic=environments.borgmatic("1.7.7"),

@@ -23,6 +23,9 @@ import os, subprocess, threading
 fork, popen = os.fork, subprocess.Popen.__init__
 def note():
     others = [each.name for each in threading.enumerate() if each != threading.current_thread()]
+    # What Python itself counts: a thread can be there after it was joined.
+    if not others and len(os.listdir("/proc/self/task")) > 1:
+        others = ["one that has ended"]
     with open(os.environ["FORKS"], "a") as file:
         print(*others, sep=", ", file=file)
 def noted_fork():

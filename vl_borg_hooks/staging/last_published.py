@@ -145,12 +145,12 @@ class LastPublished:
                 found.append(self._look(every, is_gone, ended))
 
         looking = threading.Thread(target=look, daemon=True)
-        looking.start()
-        try:
-            looking.join()
-        finally:
-            ended.set()
-            looking.join(ENDING_SECONDS)
+        with processes.threads_ended(ENDING_SECONDS):
+            looking.start()
+            try:
+                looking.join()
+            finally:
+                ended.set()
         return found[0] if found else Look()
 
     def _look(self, every: float, is_gone: Callable[[str], bool], ended: threading.Event) -> Look:

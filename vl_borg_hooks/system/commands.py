@@ -8,13 +8,12 @@ import shlex
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
 from vl_borg_hooks.errors import CommandFailed
-from vl_borg_hooks.system.processes import die_with_parent, make_idle
+from vl_borg_hooks.system.processes import die_with_parent, make_idle, threads_ended
 
 # How long a command may take to end after SIGTERM, and then after SIGKILL. One that hangs in the
 # kernel, on a dead disk, ends after neither and is left alone.
@@ -69,7 +68,7 @@ def run(
     with (
         tempfile.TemporaryFile() as stdout,
         tempfile.TemporaryFile() as stderr,
-        _threads_ended(),
+        threads_ended(ENDING_SECONDS),
         _Reader(on_output) if on_output else contextlib.nullcontext() as reader,
     ):
         output = reader.sending if reader else stdout
@@ -148,23 +147,6 @@ def _encodable(words: Sequence[str]) -> tuple[Sequence[str], str]:
     except UnicodeEncodeError:
         return [os.fsencode(word).decode("latin-1") for word in words], "latin-1"
     return words, "utf-8"
-
-
-@contextlib.contextmanager
-def _threads_ended() -> Iterator[None]:
-    """Wait, after the block, until the threads that were started in it have ended.
-
-    sh forks, and only the thread that forks goes on in the child: if another one holds a lock of
-    Python's at that moment, the child waits for it for ever. sh itself leaves a timer that it has
-    cancelled, and does not wait until that has ended.
-    """
-    before = set(threading.enumerate())
-    try:
-        yield
-    finally:
-        deadline = time.monotonic() + ENDING_SECONDS
-        for thread in set(threading.enumerate()) - before:
-            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 class _Reader:

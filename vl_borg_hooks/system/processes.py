@@ -8,6 +8,7 @@ import os
 import signal
 import struct
 import subprocess
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ SYSTEMD_RUNS = Path("/run/systemd/system")
 CGROUP = Path("/proc/self/cgroup")
 # Where the hierarchy that systemd manages is mounted: that of version 2, or its own.
 CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified")
+THREADS = Path("/proc/self/task")
+THREADS_POLL_SECONDS = 0.0005
 # prctl(2) PR_SET_PDEATHSIG, from linux/prctl.h.
 PR_SET_PDEATHSIG = 1
 
@@ -199,6 +202,23 @@ def _pidfd_info(descriptor: int) -> tuple[int, int]:
     (mask,) = struct.unpack_from("=Q", info, 0)
     (status,) = struct.unpack_from("=i", info, PIDFD_INFO_BYTES - 4)
     return mask, status
+
+
+@contextlib.contextmanager
+def threads_ended(seconds: float) -> Iterator[None]:
+    """Wait, after the block, until the threads that it has started are gone, for `seconds` at most.
+
+    sh forks, and only the thread that forks goes on in the child: if another one holds a lock of
+    Python's at that moment, the child waits for it for ever. sh itself leaves a timer that it has
+    cancelled. The kernel is asked, because before Python 3.13 a thread that was joined may still be there.
+    """
+    before = set(os.listdir(THREADS))
+    try:
+        yield
+    finally:
+        deadline = time.monotonic() + seconds
+        while not before.issuperset(os.listdir(THREADS)) and time.monotonic() < deadline:
+            time.sleep(THREADS_POLL_SECONDS)
 
 
 def make_idle(pid: int) -> None:
