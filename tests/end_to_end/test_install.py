@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,7 +63,7 @@ class Machine:
     def run(self, line: str) -> str:
         """Run a line as a shell does; what it prints if it succeeds."""
         done = subprocess.run(
-            ["sh", "-c", line.replace("/opt/", f"{self.root}/opt/")],
+            ["sh", "-c", re.sub("(^| )/opt/", rf"\1{self.root}/opt/", line)],
             cwd=self.checkout,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -206,5 +207,7 @@ def test_in_an_environment_of_its_own(
 def published(machine: Machine) -> None:
     """Have pip and uv find our wheel by its name, as they will once it is published."""
     found = f"{machine.checkout}/dist"
-    machine.environment["PIP_FIND_LINKS"] = f"{found} {os.environ.get('PIP_FIND_LINKS', '')}".strip()
+    machine.environment["PIP_FIND_LINKS"] = (
+        f"{found} {os.environ.get('PIP_FIND_LINKS', '')}".strip()
+    )
     machine.environment["UV_FIND_LINKS"] = found

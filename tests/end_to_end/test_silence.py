@@ -134,7 +134,9 @@ def test_a_warning_is_a_warning(place: BorgmaticSite) -> None:
         assert ("did not stop cleanly" in shown) == (verbosity == 0)
         (line,) = [line for line in log.read_text().splitlines() if OURS in line]
         level = "ANSWER" if place.series == "2.0" else "WARNING"
-        assert re.search(rf"\] {level}: (\S+: )?warning: {OURS}default: .* did not stop", line), line
+        assert re.search(rf"\] {level}: (\S+: )?warning: {OURS}default: .* did not stop", line), (
+            line
+        )
 
 
 def test_the_config_of_borgmatic_has_a_verbosity_too(place: BorgmaticSite) -> None:

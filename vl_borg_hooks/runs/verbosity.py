@@ -40,7 +40,9 @@ def verbosity(borgmatic: Borgmatic) -> int:
     console = options.number("verbosity", CONSOLE)
     if console >= 0:
         return console
-    log_file = options.number("log_file_verbosity", LOG_FILE) if options.has("log_file") else console
+    log_file = (
+        options.number("log_file_verbosity", LOG_FILE) if options.has("log_file") else console
+    )
     return max(console, options.number("syslog_verbosity", SYSLOG), log_file)
 
 

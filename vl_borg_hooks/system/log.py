@@ -35,9 +35,7 @@ def set_up(verbosity: int) -> None:
     _log_to([handler], _level(verbosity))
 
 
-def set_up_for_borgmatic(
-    verbosity: int | None, *, information: TextIO, warnings: TextIO
-) -> None:
+def set_up_for_borgmatic(verbosity: int | None, *, information: TextIO, warnings: TextIO) -> None:
     """Log errors to stderr, and what is less to where a borgmatic above us takes it for what it is.
 
     `verbosity` as for `set_up`; None is only warnings and errors.
