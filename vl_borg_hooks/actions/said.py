@@ -51,7 +51,7 @@ def _beside_json(borgmatic: Borgmatic) -> TextIO:
     """
     if os.fstat(STDOUT).st_ino == os.fstat(STDERR).st_ino:
         with contextlib.suppress(OSError):
-            return open(f"/proc/{borgmatic.process.pid}/fd/{STDERR}", "a")  # noqa: SIM115 - for the log
+            return open(f"/proc/{borgmatic.process.pid}/fd/{STDERR}", "a")
     return sys.stderr
 
 

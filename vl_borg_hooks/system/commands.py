@@ -8,7 +8,7 @@ import shlex
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -159,8 +159,8 @@ class _Reader:
     def __init__(self, on_output: Callable[[str], None]) -> None:
         self._on_output = on_output
         receiving, sending = os.pipe()
-        self._receiving = open(receiving, "rb", buffering=0)
-        self.sending = open(sending, "wb", buffering=0)
+        self._receiving = open(receiving, "rb", buffering=0)  # noqa: SIM115 - closed by the thread
+        self.sending = open(sending, "wb", buffering=0)  # noqa: SIM115 - closed by begin
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
