@@ -176,7 +176,7 @@ class _Reader:
                 with contextlib.suppress(OSError):
                     self._on_output(piece.decode("utf-8", "backslashreplace"))
 
-    def __enter__(self) -> _Reader:
+    def __enter__(self) -> _Reader:  # noqa: PYI034 - Self is of Python 3.11
         return self
 
     def __exit__(self, *_: object) -> None:
