@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vl_borg_hooks import __version__
+from vl_borg_hooks.actions import said
 from vl_borg_hooks.errors import printable
 from vl_borg_hooks.system import log, signals
 from vl_borg_hooks.system.log import logger
@@ -27,8 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv` and return its exit status: 0, 1, or 75 for a run to skip."""
     _open_standard_streams()
     arguments = _parse(sys.argv[1:] if argv is None else argv)
-    verbosity = arguments.verbosity or 0
-    log.set_up(verbosity)
+    verbosity = said.set_up_log(arguments.verbosity, is_answer=arguments.is_answer)
     signals.install()
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
@@ -247,7 +247,7 @@ def _options() -> argparse.ArgumentParser:
         choices=VERBOSITIES,
         metavar="N",
         help="-2: nothing, -1: errors, 0: warnings and results (default), 1: every step and its time, "
-        "2: every external command",
+        "2: every external command; in a hook of borgmatic as it has it",
     )
     options.add_argument(
         "-v",
@@ -278,7 +278,7 @@ def _parser(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
         added = commands.add_parser(
             name, help=text, description=text, parents=[options], allow_abbrev=False
         )
-        added.set_defaults(command=command)
+        added.set_defaults(command=command, is_answer=False)
         return added
 
     before = add(
@@ -296,7 +296,8 @@ def _parser(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
     after.add_argument(
         "--force", action="store_true", help="also those that somebody else seems to archive"
     )
-    add("after-extract", _after_extract, "borgmatic, after extract: restore if the config says so")
+    extract = "borgmatic, after extract: restore if the config says so"
+    add("after-extract", _after_extract, extract).set_defaults(is_answer=True)
     restore = add("restore", _restore, "put an extracted copy back and prove that it is served")
     source = restore.add_mutually_exclusive_group()
     source.add_argument(

@@ -23,7 +23,8 @@ from tests.parts.victoria_logs import server_argv
 from tests.parts.waiting import wait_until
 
 _BINARY = Path("/usr/lib/systemd/systemd")
-_TOOLS = ("unshare", "nsenter", "setpriv", "mount", "systemctl", "systemd-run")
+_JOURNALD = _BINARY.with_name("systemd-journald")
+_TOOLS = ("unshare", "nsenter", "setpriv", "mount", "systemctl", "systemd-run", "journalctl")
 
 # $1 working directory, $2 name of the cgroup. Enters a cgroup of its own first, since that is what
 # a new cgroup namespace takes for its root. cgroup2 is mounted afresh: it works on machines with
@@ -37,13 +38,18 @@ umount "$1/cgroup"
 exec unshare --pid --cgroup --uts --fork --kill-child --mount-proc sh "$1/boot" "$1"
 """
 
+# In memory, and of what is logged here only: not of the kernel, and not passed on to the machine.
+_JOURNALD_SETTINGS = "[Journal]\\nStorage=volatile\\nReadKMsg=no\\nAudit=no\\nForwardToSyslog=no\\n"
+
 # $1 working directory. The variable `container` keeps systemd's hands off the kernel's settings.
 _BOOT = f"""
 set -eu
 [ -d /sys/fs/cgroup ] || {{ echo "no /sys/fs/cgroup" >&2; exit 1; }}
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs /run
-mkdir -p /run/systemd/system /run/systemd/transient /run/systemd/system.control
+mkdir -p /run/systemd/system /run/systemd/transient /run/systemd/system.control \\
+    /run/systemd/journald.conf.d
+printf '{_JOURNALD_SETTINGS}' > /run/systemd/journald.conf.d/tests.conf
 for directory in /etc/systemd /usr/local/lib/systemd /usr/lib/systemd/system \\
     /usr/lib/systemd/system-generators /usr/lib/systemd/system-environment-generators \\
     /usr/lib/tmpfiles.d /etc/tmpfiles.d
@@ -114,7 +120,7 @@ class Systemd:
         self._child = spawn(argv, self._directory / "log")
         try:
             pid = wait_until(self._pid_1, 30, "systemd is PID 1 of its namespace")
-            for program in ("systemctl", "systemd-run"):
+            for program in ("systemctl", "systemd-run", "journalctl"):
                 wrapper = self.wrapper_directory / program
                 wrapper.write_text(_WRAPPER.format(pid=pid, program=shutil.which(program)))
                 wrapper.chmod(0o755)
@@ -174,6 +180,18 @@ class Systemd:
         """One property of a unit, as text."""
         return self.systemctl("show", f"--property={name}", "--value", unit).stdout.strip()
 
+    def start_journal(self) -> None:
+        """Start a real journald; from then on, services log to it that have `journal` as an output."""
+        argv = ["systemd-run", "--unit=journald", "--quiet", "--property=Type=notify"]
+        if self.show("journald.service", "ActiveState") != "active":
+            self._run(*argv, "--property=DefaultDependencies=no", str(_JOURNALD), check=True)
+
+    def journal(self, *arguments: str) -> list[str]:
+        """The messages in the journal, as `journalctl` with `arguments` selects them."""
+        self._run("journalctl", "--sync", check=True)
+        where = ("--directory=/run/log/journal", "--output=cat", "--quiet")
+        return self._run("journalctl", *where, *arguments, check=True).stdout.splitlines()
+
     def run_as_service(
         self,
         argv: Sequence[str],
@@ -189,6 +207,8 @@ class Systemd:
         self._runs += 1
         unit = f"run-{self._runs}.service"
         output, errors = (self._directory / f"{unit}.{name}" for name in ("out", "err"))
+        for path in (output, errors):  # they stay empty if they go to the journal
+            path.touch()
         settings = {
             "RemainAfterExit": "yes",
             "StandardOutput": f"file:{output}",

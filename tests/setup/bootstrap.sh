@@ -96,6 +96,8 @@ if [ "$(cat .venv/installed-from 2>/dev/null)" != "$hash" ]; then
     echo "$hash" >.venv/installed-from
 fi
 
+step "borgmatics of other versions, pipx, uv" .venv/bin/python tests/setup/environments.py
+
 status=0
 .venv/bin/python tests/setup/victoria_logs.py >/dev/null || status=$?
 [ "$status" -eq 0 ] || [ "$status" -eq 3 ] || exit "$status"

@@ -8,12 +8,12 @@ import shlex
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
 from vl_borg_hooks.errors import CommandFailed
-from vl_borg_hooks.system.processes import die_with_parent, make_idle
+from vl_borg_hooks.system.processes import die_with_parent, make_idle, threads_ended
 
 # How long a command may take to end after SIGTERM, and then after SIGKILL. One that hangs in the
 # kernel, on a dead disk, ends after neither and is left alone.
@@ -68,11 +68,15 @@ def run(
     with (
         tempfile.TemporaryFile() as stdout,
         tempfile.TemporaryFile() as stderr,
-        _pipe_to(on_output) if on_output else contextlib.nullcontext(stdout) as output,
+        threads_ended(ENDING_SECONDS),
+        _Reader(on_output) if on_output else contextlib.nullcontext() as reader,
     ):
+        output = reader.sending if reader else stdout
         process = _start(
             argv, stdin, output, stderr, dies_with_us=dies_with_us, outlives_us=outlives_us
         )
+        if reader:
+            reader.begin()
         try:
             if idle:
                 make_idle(process.pid)
@@ -145,28 +149,43 @@ def _encodable(words: Sequence[str]) -> tuple[Sequence[str], str]:
     return words, "utf-8"
 
 
-@contextlib.contextmanager
-def _pipe_to(on_output: Callable[[str], None]) -> Iterator[IO[bytes]]:
-    """Yield the end of a pipe to write to, and hand what is written to `on_output`.
+class _Reader:
+    """A pipe to write to; hands what is written to `on_output`, from `begin` on.
 
     Not left to sh, which hands over whole lines, full buffers or single bytes: rsync does not end a
     line while it copies, and prints its progress for every file.
     """
-    receiving, sending = os.pipe()
 
-    def read() -> None:
-        with open(receiving, "rb", buffering=0) as output:
-            while piece := output.read(CHUNK_BYTES):
+    def __init__(self, on_output: Callable[[str], None]) -> None:
+        self._on_output = on_output
+        receiving, sending = os.pipe()
+        self._receiving = open(receiving, "rb", buffering=0)  # noqa: SIM115 - closed by the thread
+        self.sending = open(sending, "wb", buffering=0)  # noqa: SIM115 - closed by begin
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Read in a thread, which must not exist yet when the command is forked."""
+        self.sending.close()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with self._receiving:
+            while piece := self._receiving.read(CHUNK_BYTES):
                 # If the terminal is gone, the command goes on.
                 with contextlib.suppress(OSError):
-                    on_output(piece.decode("utf-8", "backslashreplace"))
+                    self._on_output(piece.decode("utf-8", "backslashreplace"))
 
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    with open(sending, "wb") as writer:
-        yield writer
-    # It ends when no process can write any more; one that the command has left running still can.
-    reader.join(ENDING_SECONDS)
+    def __enter__(self) -> _Reader:  # noqa: PYI034 - Self is of Python 3.11
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sending.close()
+        if self._thread:
+            # It ends when no process can write any more; one that the command has left running can.
+            self._thread.join(ENDING_SECONDS)
+        else:
+            self._receiving.close()
 
 
 def _exit_status(process: Any, timeout: float | None) -> int | None:

@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +24,13 @@ SYSTEMD_RUNS = Path("/run/systemd/system")
 CGROUP = Path("/proc/self/cgroup")
 # Where the hierarchy that systemd manages is mounted: that of version 2, or its own.
 CGROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified")
-# How long a killed process may take to end; in the kernel, on a dead disk, it may take for ever.
+# How long what has to end may take; in the kernel, on a dead disk, it may take for ever.
 ENDING_SECONDS = 2
+THREADS = Path("/proc/self/task")
+THREADS_POLL_SECONDS = 0.0005
 # prctl(2) PR_SET_PDEATHSIG, from linux/prctl.h.
 PR_SET_PDEATHSIG = 1
 
-# How long work in a thread may take to end when it has to.
-ENDING_SECONDS = 2
 # From linux/pidfd.h: the ioctl, what it is asked for, and the first size of its structure, which
 # begins with a mask and ends with the exit code.
 PIDFD_GET_INFO = 0xC040FF0B
@@ -216,6 +217,23 @@ def _pidfd_info(descriptor: int) -> tuple[int, int]:
     return mask, status
 
 
+@contextlib.contextmanager
+def threads_ended(seconds: float) -> Iterator[None]:
+    """Wait, after the block, until the threads that it has started are gone, for `seconds` at most.
+
+    sh forks, and only the thread that forks goes on in the child: if another one holds a lock of
+    Python's at that moment, the child waits for it for ever. sh itself leaves a timer that it has
+    cancelled. The kernel is asked, because before Python 3.13 a thread that was joined may still be there.
+    """
+    before = set(os.listdir(THREADS))
+    try:
+        yield
+    finally:
+        deadline = time.monotonic() + seconds
+        while not before.issuperset(os.listdir(THREADS)) and time.monotonic() < deadline:
+            time.sleep(THREADS_POLL_SECONDS)
+
+
 def make_idle(pid: int) -> None:
     """Give process or thread `pid` the lowest priority; if the kernel refuses, it keeps its own."""
     import psutil
@@ -246,13 +264,12 @@ def idly(work: Callable[[Callable[[], bool]], Outcome]) -> Outcome:
             future.set_exception(error)
 
     thread = threading.Thread(target=do, daemon=True)
-    thread.start()
-    try:
-        thread.join()
-    finally:
-        ended.set()
-        # No thread should be alive when the next command is forked.
-        thread.join(ENDING_SECONDS)
+    with threads_ended(ENDING_SECONDS):
+        thread.start()
+        try:
+            thread.join()
+        finally:
+            ended.set()
     return future.result()
 
 

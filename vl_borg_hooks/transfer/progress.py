@@ -147,6 +147,8 @@ def _bar(name: str, done: str) -> Iterator[Callable[[Point], None]]:
     """Show a bar: the share that is done, bytes, rate, time left."""
     from tqdm import tqdm
 
+    # A thread that redraws bars which are slow to change. rsync is forked while the bar is there.
+    tqdm.monitor_interval = 0
     bar: Any
     with tqdm(
         desc=name,
