@@ -19,7 +19,7 @@ from tests.parts.ports import free_port
 from tests.parts.victoria_logs import LogServer, VictoriaLogsProcess
 from tests.setup.victoria_logs import Found
 from tests.support import write_config
-from vl_borg_hooks.archiving.configuration import Configuration, Shown
+from vl_borg_hooks.archiving.configuration import Configuration, Shown, Unknown
 from vl_borg_hooks.archiving.verdict import Judgement, Verdict
 from vl_borg_hooks.config import Instance, load
 from vl_borg_hooks.victorialogs.layout import LOCK_FILE
@@ -281,6 +281,35 @@ def test_what_the_command_line_of_borgmatic_says_counts(machine: Machine) -> Non
     ):
         (problem,) = machine.verdict(*arguments).nowhere["default"]
         assert "exclude_patterns: *.bin" in problem.what
+
+
+def test_variables_are_resolved_as_by_who_archives(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAGING", str(machine.staging))
+    monkeypatch.setenv("REPOSITORY", str(machine.repository))
+    machine.write(
+        {
+            "source_directories": ["${STAGING}"],
+            "repositories": [
+                {"path": "${REPOSITORY}", "label": "${L-far}"},
+                {"path": f"${{NOWHERE:-{machine.directory}/other.borg}}"},
+            ],
+            "exclude_patterns": ["\\${STAGING}"],
+        }
+    )
+    assert machine.verdict() == Verdict()
+    shown = Shown([str(shutil.which("borgmatic"))], machine.config, [])
+    with contextlib.closing(shown):
+        configuration = shown.configuration()
+    first, second = configuration.repositories
+    for wanted in ("far", str(machine.repository)):
+        assert first in configuration.archived_to(["create", "--repository", wanted])
+    assert second in configuration.archived_to(["--repository", f"{machine.directory}/other.borg"])
+    assert first not in configuration.archived_to(["create", "--repository", "near"])
+    monkeypatch.delenv("STAGING")
+    with pytest.raises(Unknown, match=r"has \$STAGING, which is not in the environment"):
+        machine.verdict()
 
 
 def test_a_borg_that_cannot_say_it_is_no_failure(machine: Machine) -> None:

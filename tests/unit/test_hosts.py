@@ -401,6 +401,11 @@ def test_what_a_killed_run_has_left_of_a_connection_is_removed_by_the_next(
     for name in (f"{SOCKETS}{ended.pid}-abc", *kept):
         (tmp_path / "tmp" / name).mkdir(parents=True)
         (tmp_path / "tmp" / name / "ssh").touch()
+    # Whoever can write there can't make us wait for a FIFO, nor remove what is another user's.
+    kept += [f"{SOCKETS}{ended.pid}-fifo", f"{SOCKETS}{ended.pid}-of-others"]
+    os.mkfifo(tmp_path / "tmp" / kept[-2])
+    (tmp_path / "tmp" / kept[-1]).mkdir()
+    os.chown(tmp_path / "tmp" / kept[-1], 12345, 12345)
     with ssh.connected():
         pass
     assert sorted(os.listdir(tmp_path / "tmp")) == sorted(kept)

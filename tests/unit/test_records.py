@@ -232,6 +232,20 @@ def test_what_a_killed_borgmatic_has_left_running_keeps_the_lease(state: RunReco
     assert state.lease_holder() is None
 
 
+def test_a_later_process_with_the_id_of_the_group_is_not_what_was_left_running(
+    state: RunRecords,
+) -> None:
+    # borgmatic was in the group of its parent, systemd-inhibit say. Both have ended.
+    with subprocess.Popen(["sleep", "60"]) as borgmatic:
+        held = Holder.of(borgmatic.pid, "borgmatic")
+        borgmatic.kill()
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as later:
+        wait_until(lambda: os.getpgid(later.pid) == later.pid, 30, "its group")
+        state.take_lease(replace(held, group=later.pid, created=held.created - 1))
+        assert state.lease_holder() is None
+        later.kill()
+
+
 # What a start command leaves running, if it does not call setsid itself.
 STARTER = """\
 import sys, time

@@ -33,7 +33,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "binary": (lambda path: path.write_bytes(b"\xff\xfe"), "{path} is not UTF-8 text"),
     "of two lines": (
         lambda path: path.write_text("one\ntwo\n"),
-        "{path} has more than one line, or characters that can't be printed",
+        "{path} has more than one line, or a NUL",
     ),
 }
 

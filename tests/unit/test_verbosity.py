@@ -91,10 +91,20 @@ def test_what_is_included_counts_and_what_includes_it_counts_more(tmp_path: Path
     assert verbosity(called_with("--config", str(outer))) == 2
 
 
-@pytest.mark.parametrize("text", ["", "a list:\n- 1", "- 1", "{", "verbosity: ${X}", "a: *b", "\0"])
+@pytest.mark.parametrize(
+    "text", ["", "a list:\n- 1", "- 1", "{", "verbosity: ${X}", "a: *b", "\0", "? [a]\n: 1"]
+)
 def test_a_config_that_can_not_be_read_says_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     assert verbosity(called_with("--config", "config.yaml")) == 0
+
+
+def test_usual_places_that_can_not_be_looked_into_say_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Like a HOME of another user, but for root too.
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/" + "x" * 300)
+    assert verbosity(called_with("create")) == 0
 
 
 def test_a_log_file_in_the_config_has_a_verbosity(tmp_path: Path) -> None:

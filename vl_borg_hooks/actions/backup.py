@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -69,7 +70,9 @@ def back_up(
     setting = Setting(loaded)
     backups = [setting.backup(instance) for instance in instances]
     if look and not look.makes_archives():
-        logger.log(RESULT, "borgmatic makes no archive with %s, so no copy is made", look.file)
+        # Whoever skips the action knows. If a name is mistyped, the backup must not cease silently.
+        level = logging.WARNING if look.is_narrowed else RESULT
+        logger.log(level, "borgmatic makes no archive with %s, so no copy is made", look.file)
         return
     try:
         with contextlib.ExitStack() as stack:

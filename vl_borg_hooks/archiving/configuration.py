@@ -43,6 +43,10 @@ REPOSITORY_OPTIONS = frozenset(
         *("make_parent_directories", "path", "storage_quota"),
     }
 )
+# `config validate` shows ${X} as it is written, from 1.9 on, and who archives resolves it
+# (borgmatic/config/environment.py).
+VARIABLE = re.compile(r"(\\)?(\$\{([A-Za-z0-9_]+)(?::?-([^}]+))?\})")
+NOT_RESOLVED = "--no-environment-interpolation"
 # What is on borgmatic's own command line and changes what it archives. From 2.0 on, it takes each
 # option of the file.
 PASSED = re.compile(
@@ -52,11 +56,8 @@ PASSED = re.compile(
 )
 PASSED_SWITCHES = {
     f"--{name}"
-    for name in (
-        *("exclude-caches", "keep-exclude-tags", "exclude-nodump", "one-file-system"),
-        "no-environment-interpolation",
-    )
-}
+    for name in (*("exclude-caches", "keep-exclude-tags", "exclude-nodump", "one-file-system"),)
+} | {NOT_RESOLVED}
 # Where a configuration can have our hook, and what is in its command.
 HOOKS = ("commands", "before_everything", "before_actions", "before_backup")
 OUR_HOOK = "before-create"
@@ -94,8 +95,13 @@ class Repository:
         return "source_directories" in self.given
 
     def is_called(self, wanted: str) -> bool:
-        """Say whether it is what `--repository` names, as borgmatic sees it: label or path, or a glob."""
+        """Say whether it is what `--repository` names, as borgmatic sees it: label or path, or a glob.
+
+        True if that can't be told: `${X:-/path}` is shown as an address for ssh.
+        """
         label, path = str(self.given.get("label") or ""), str(self.given.get("path", ""))
+        if "${" in path:
+            return True
         return bool(label and _match(label, wanted)) or _match(_absolute(path), _absolute(wanted))
 
 
@@ -139,7 +145,7 @@ class Configuration:
         """Return the repositories that a borgmatic called with `arguments` makes archives in."""
         if "create" in (self.options.get("skip_actions") or ()):
             return []
-        wanted = _repository_of(arguments)
+        wanted = repository_of(arguments)
         return [
             repository
             for repository in self.repositories
@@ -175,6 +181,8 @@ class Shown:
         parsed = _parsed(text)
         shown = parsed if isinstance(parsed, Mapping) else {}
         options = _flat(shown)
+        if NOT_RESOLVED not in self._passed:
+            options = {name: _resolved(value) for name, value in options.items()}
         if not options.get("repositories"):
             raise self._unknown("shows none")
         return Configuration(self._file, options, has_sections="location" in shown)
@@ -217,14 +225,15 @@ def default_files() -> list[Path]:
     found: list[Path] = []
     for directory, single in (("/etc", "borgmatic/config.yaml"), (home, "borgmatic/config.yaml")):
         file = Path(directory, single)
-        if file.is_file():
+        # Not Path.is_file(), which raises an error for what this user may not look into.
+        if os.path.isfile(file):
             found.append(file)
         many = Path(directory, "borgmatic.d")
-        if many.is_dir():
+        with contextlib.suppress(OSError):
             found += sorted(
                 entry
                 for entry in many.iterdir()
-                if entry.suffix in (".yaml", ".yml") and not entry.is_dir()
+                if entry.suffix in (".yaml", ".yml") and not os.path.isdir(entry)
             )
     return found
 
@@ -246,7 +255,7 @@ def _passed(arguments: Sequence[str]) -> Iterator[str]:
             waits = not has_value
 
 
-def _repository_of(arguments: Sequence[str]) -> str | None:
+def repository_of(arguments: Sequence[str]) -> str | None:
     """Return what `--repository` names in `arguments`, None if it is not there."""
     for index, word in enumerate(arguments):
         name, has_value, value = word.partition("=")
@@ -296,6 +305,27 @@ def _flat(options: Mapping[str, Any]) -> Mapping[str, Any]:
     for section in SECTIONS_1_7:
         flat.update(options.get(section) or {})
     return flat
+
+
+def _resolved(value: Any) -> Any:
+    """Return `value` with the variables of our environment, which is borgmatic's, in place of ${X}.
+
+    Raises Unknown for one that is not there.
+    """
+    if isinstance(value, str):
+        return VARIABLE.sub(_variable, value)
+    if isinstance(value, Mapping):
+        return {key: _resolved(item) for key, item in value.items()}
+    return [_resolved(item) for item in value] if isinstance(value, list) else value
+
+
+def _variable(found: re.Match[str]) -> str:
+    escape, whole, name, default = found.groups()
+    if escape:
+        return whole
+    if name not in os.environ and default is None:
+        raise Unknown(f"borgmatic's configuration has ${name}, which is not in the environment")
+    return os.environ.get(name, default or "")
 
 
 def _texts(value: object) -> Iterator[str]:

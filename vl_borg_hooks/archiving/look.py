@@ -8,7 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vl_borg_hooks.archiving.configuration import Configuration, Repository, Shown, telling
+from vl_borg_hooks.archiving.configuration import (
+    Configuration,
+    Repository,
+    Shown,
+    repository_of,
+    telling,
+)
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.runs.borgmatic import Borgmatic, running
 from vl_borg_hooks.system.log import logger
@@ -36,6 +42,11 @@ class Look:
         with telling(_warn):
             self._configuration = self._shown.configuration()
         return self._configuration is None or bool(self._repositories)
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether that borgmatic was called for one repository only."""
+        return repository_of(self._borgmatic.arguments) is not None
 
     def begin(self, instances: Sequence[Instance]) -> None:
         """Have Borg say whether it would archive the staging copies of `instances`."""

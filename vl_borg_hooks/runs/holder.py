@@ -124,7 +124,7 @@ class Holder:
         if not self.group or self.boot != _boot():
             return None
         leader = processes.look(self.group)
-        if leader and leader.pid == self.pid and not self._is(leader):
+        if leader and leader.started > self.created:
             # Its id is used again, which the kernel allows only if its group is empty.
             return None
         ours = processes.ourselves()

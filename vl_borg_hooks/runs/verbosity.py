@@ -8,6 +8,7 @@ on. 2.1 logs its stdout as answers and its stderr as errors, but a line there th
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,7 +100,7 @@ def _values(arguments: tuple[str, ...], name: str, short: str) -> list[str]:
 
 def _config_files(borgmatic: Borgmatic) -> Iterator[Path]:
     """Yield the config files of `borgmatic`: those it was called with, else the usual ones."""
-    personal = os.environ.get("XDG_CONFIG_HOME") or f"{Path.home()}/.config"
+    personal = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     usual = [
         *("/etc/borgmatic/config.yaml", "/etc/borgmatic.d"),
         *(f"{personal}/borgmatic/config.yaml", f"{personal}/borgmatic.d"),
@@ -110,8 +111,10 @@ def _config_files(borgmatic: Borgmatic) -> Iterator[Path]:
         directory = os.getcwd()
     for named in _values(borgmatic.arguments, "config", "c") or usual:
         path = Path(directory, named)
-        if path.is_dir():
-            yield from (each for each in path.iterdir() if each.suffix in (".yaml", ".yml"))
+        # Not Path.is_dir(), which raises an error for what this user may not look into.
+        if os.path.isdir(path):
+            with contextlib.suppress(OSError):
+                yield from [each for each in path.iterdir() if each.suffix in (".yaml", ".yml")]
         else:
             yield path
 
@@ -126,14 +129,18 @@ def _scalars(path: Path, depth: int) -> dict[str, str]:
     from ruamel.yaml.nodes import MappingNode, ScalarNode
 
     # A pipe that borgmatic has read is empty now.
-    if depth > DEEPEST_INCLUDE or not path.is_file():
+    if depth > DEEPEST_INCLUDE or not os.path.isfile(path):
         return {}
     try:
         # The nodes alone: values can have tags of borgmatic's own.
         root = YAML(typ="safe", pure=True).compose(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, YAMLError, RecursionError):
         return {}
-    pairs = root.value if isinstance(root, MappingNode) else []
+    pairs = [
+        (key, node)
+        for key, node in (root.value if isinstance(root, MappingNode) else [])
+        if isinstance(key, ScalarNode)
+    ]
     own = {key.value: node.value for key, node in pairs if isinstance(node, ScalarNode)}
     included = {}
     for key, node in pairs:

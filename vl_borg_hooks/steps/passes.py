@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
 
-from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.errors import CommandFailed, OperatorError
 from vl_borg_hooks.plugin import hookimpl
 from vl_borg_hooks.plugin.context import Backup, Copied
 from vl_borg_hooks.plugin.relay import Hooks
@@ -288,28 +289,36 @@ class Passes:
         if way is None or not paths:
             return PassResult(0, 0, 0)
         files = size = 0
-        started = time.monotonic()
+        started, left = time.monotonic(), self._backup.remaining_downtime()
 
         def share(is_ended: Callable[[], bool]) -> None:
-            # How much it is, for the progress, is not found out while VictoriaLogs is stopped.
-            total = sharing.size(source, paths) if idle else 0
-            with reporter.counting("warm pass" if idle else "final pass", "linked", total) as add:
+            def unless_ended(source: str, destination: str, status: os.stat_result) -> bool:
+                if is_ended():
+                    raise InterruptedError
+                return way(source, destination, status)
 
-                def on_file(its_size: int) -> None:
-                    nonlocal files, size
-                    if is_ended():
-                        raise InterruptedError
-                    files += 1
-                    size += its_size
-                    add(its_size)
+            def on_file(its_size: int) -> None:
+                nonlocal files, size
+                files += 1
+                size += its_size
+                add(its_size)
 
-                sharing.share(way, source, copy, paths, on_file)
+            # How much it is, for the progress, is not found out while VictoriaLogs is stopped. Nothing
+            # is shown then either: a pipe that nobody reads would keep it stopped.
+            total = sharing.size(source, paths, is_ended) if idle else 0
+            name = "warm pass" if idle else "final pass"
+            showing = contextlib.nullcontext(lambda _: None)
+            with reporter.counting(name, "linked", total) if left is None else showing as add:
+                sharing.share(unless_ended, source, copy, paths, on_file)
 
         try:
             if idle:
                 processes.idly(share)
             else:
-                share(lambda: False)
+                share(lambda: left is not None and time.monotonic() - started > left)
+        except InterruptedError:
+            limit = self._backup.instance.max_downtime
+            raise CommandFailed(f"the final pass took longer than {limit:g} seconds") from None
         except OSError as error:
             reporter.warn(f"what is new is copied, and not linked: {error.strerror}")
             self._way = None

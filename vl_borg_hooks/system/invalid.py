@@ -78,7 +78,9 @@ def _model_at(model: type[BaseModel], location: Location) -> type[BaseModel]:
 
 def _models(annotation: object) -> Iterator[type[BaseModel]]:
     """Yield the models in a type such as `list[Model] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    arguments = typing.get_args(annotation)
+    # In Python 3.10, list[int] says that it is a type, and issubclass refuses it.
+    if not arguments and isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    for inner in typing.get_args(annotation):
+    for inner in arguments:
         yield from _models(inner)

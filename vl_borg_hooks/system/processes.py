@@ -265,8 +265,8 @@ def idly(work: Callable[[Callable[[], bool]], Outcome]) -> Outcome:
 
     thread = threading.Thread(target=do, daemon=True)
     with threads_ended(ENDING_SECONDS):
-        thread.start()
         try:
+            thread.start()
             thread.join()
         finally:
             ended.set()

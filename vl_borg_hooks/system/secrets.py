@@ -28,7 +28,8 @@ def read(path: str) -> str:
         raise OperatorError(f"could not read {path}: {files.reason(error)}") from None
     if len(content) > LARGEST_SECRET:
         raise OperatorError(f"{path} is larger than {LARGEST_SECRET} bytes: it is not a secret")
-    if status.st_mode & stat.S_IROTH:
+    # Containers have their secrets on a read-only filesystem of their own, readable for all in there.
+    if status.st_mode & stat.S_IROTH and not os.statvfs(path).f_flag & os.ST_RDONLY:
         logger.warning(
             "%s can be read by every user of this machine: run: chmod o-r %s", path, path
         )
@@ -49,8 +50,8 @@ def from_environment(name: str) -> str:
 def _checked(secret: str, where: str) -> str:
     if not secret:
         raise OperatorError(f"{where} is empty")
-    if not secret.isprintable():
-        raise OperatorError(f"{where} has more than one line, or characters that can't be printed")
+    if any(character in "\r\n\0" for character in secret):
+        raise OperatorError(f"{where} has more than one line, or a NUL")
     return secret
 
 

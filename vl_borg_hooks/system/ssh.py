@@ -11,6 +11,7 @@ import errno
 import os
 import shlex
 import shutil
+import stat
 import tempfile
 import time
 from collections import defaultdict
@@ -375,8 +376,20 @@ def _remove_left_sockets() -> None:
     """Remove what runs that were killed have left of their connections."""
     for path in Path(tempfile.gettempdir()).glob(f"{SOCKETS}*"):
         run = path.name.removeprefix(SOCKETS).partition("-")[0]
+        # Anybody can put something there, a FIFO too, which rmtree would wait for.
+        if not _is_our_directory(path):
+            continue
         if run.isdecimal() and processes.look(int(run)) is None:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_our_directory(path: Path) -> bool:
+    """Say whether `path` is a directory of this user: in a sticky /tmp, nobody else can exchange it."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
 
 
 def _called(names: Iterable[str]) -> list[str]:

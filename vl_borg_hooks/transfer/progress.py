@@ -116,7 +116,9 @@ class Reporter:
             def add(size: int) -> None:
                 nonlocal count
                 count += size
-                report(Point(count, count / total if 0 < count <= total else 0))
+                # What can't be shown is no error of what is done.
+                with contextlib.suppress(OSError):
+                    report(Point(count, count / total if 0 < count <= total else 0))
 
             yield add
 

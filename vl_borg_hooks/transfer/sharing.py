@@ -95,9 +95,17 @@ def share(
             _share(way, f"{source}/{path}", f"{destination}/{path}", on_file)
 
 
-def size(source: str, paths: Sequence[str]) -> int:
-    """Return the bytes of all files at `paths` in `source`; what has just vanished is left out."""
-    return sum(_size(f"{source}/{path}") for path in paths)
+def size(source: str, paths: Sequence[str], is_ended: Callable[[], bool]) -> int:
+    """Return the bytes of all files at `paths` in `source`; what has just vanished is left out.
+
+    0 if it `is_ended` before all of them are known.
+    """
+    total = 0
+    for path in paths:
+        if is_ended():
+            return 0
+        total += _size(f"{source}/{path}")
+    return total
 
 
 def _size(path: str) -> int:
