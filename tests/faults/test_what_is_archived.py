@@ -135,7 +135,8 @@ def test_a_repository_for_other_things_is_a_warning(ready: Site) -> None:
     assert status == 0
     assert f"warning: {ready.repositories[1]} in" in printed
     created = ready.borgmatic("create")
-    assert f"warning: default: {ready.repositories[1]} in" in created.stdout + created.stderr
+    said = created.stdout + created.stderr
+    assert f"warning: vl-borg-hooks: default: {ready.repositories[1]} in" in said
     assert len(ready.archives(ready.repositories[0])) == 1
 
 
@@ -193,7 +194,8 @@ def test_a_look_that_cannot_be_taken_is_a_warning_only(
         include = text.replace("{configuration_filename}", "/no/such/file")
         (ready.root / "etc" / "borgmatic.yaml").write_text(include)
     created = ready.borgmatic("create")
-    assert "warning: what is archived was not looked at" in created.stdout + created.stderr
+    said = created.stdout + created.stderr
+    assert "warning: vl-borg-hooks: what is archived was not looked at" in said
     assert all(ready.archives(repository) for repository in ready.repositories)
 
 
