@@ -10,6 +10,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPException
 
@@ -32,6 +33,20 @@ class Unanswered(OperatorError):
 
 class NotVictoriaLogs(OperatorError):
     """What answers is not VictoriaLogs, or one that has no data of its own."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What `/metrics` answered: values by name and labels, as `vl_indexdb_parts{}`."""
+
+    values: Mapping[str, str]
+
+    def number(self, name: str, labels: str = "") -> int:
+        """Return the value of the metric `name` with exactly these `labels`; raises OperatorError."""
+        try:
+            return int(float(self.values[f"{name}{{{labels}}}"]))
+        except (KeyError, ValueError, OverflowError):
+            raise OperatorError(f"/metrics of VictoriaLogs has no {name} with {labels!r}") from None
 
 
 class Client:
@@ -89,18 +104,32 @@ class Client:
         Since v1.31. It may require a key for this (-partitionManageAuthKey), and refuse. Raises
         OperatorError.
         """
-        answer = self._request("/internal/partition/list", post={})
-        try:
-            names = json.loads(answer)
-        except (ValueError, RecursionError):
-            names = None
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise OperatorError(f"{self.url}/internal/partition/list did not answer with a list")
-        return set(names)
+        return set(self._list("/internal/partition/list"))
 
     def detach(self, day: str) -> None:
         """Detach the partition `day`; raises OperatorError. Waits for the queries that use it."""
         self._request("/internal/partition/detach", post={"name": day})
+
+    def snapshots(self) -> list[str]:
+        """Return the paths of all snapshots of the partitions, as the server sees them.
+
+        Since v1.31. It may require a key for this (-partitionManageAuthKey), and refuse. Raises
+        OperatorError.
+        """
+        return self._list("/internal/partition/snapshot/list")
+
+    def create_snapshot(self, day: str, seconds: float) -> list[str]:
+        """Make a snapshot of the partition `day`; return its path, or no path if it is not attached.
+
+        v1.31 takes the day as `name`, v1.44 and newer as `partition_prefix`. The server deletes what it
+        made if we have gone before it answers. Raises OperatorError, also after `seconds`.
+        """
+        form = {"name": day, "partition_prefix": day}
+        return self._list("/internal/partition/snapshot/create", form, seconds=seconds)
+
+    def delete_snapshot(self, path: str) -> None:
+        """Delete the snapshot that the server calls `path`, since v1.44; raises OperatorError."""
+        self._request("/internal/partition/snapshot/delete", post={"path": path})
 
     def stored_rows(self) -> int:
         """Return the rows of all tenants that the server has in its storage.
@@ -132,6 +161,28 @@ class Client:
             if line["name"] == "flag" and labels.get("name") == name:
                 return labels.get("value", "")
         return ""
+
+    def metrics(self) -> Metrics:
+        """Return the server's metrics, up to a second old; raises OperatorError."""
+        return Metrics(
+            {
+                f"{line['name']}{{{line['labels'] or ''}}}": line["value"]
+                for line in _METRIC_LINE.finditer(self._request("/metrics"))
+            }
+        )
+
+    def _list(
+        self, path: str, form: Mapping[str, str] | None = None, *, seconds: float = REQUEST_SECONDS
+    ) -> list[str]:
+        """Return the list of texts that `path` answers with; raises OperatorError."""
+        answer = self._request(path, post=form or {}, seconds=seconds)
+        try:
+            names = json.loads(answer)
+        except (ValueError, RecursionError):
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise OperatorError(f"{self.url}{path} did not answer with a list")
+        return names
 
     def _labels(self, metric: str) -> dict[str, str]:
         for line in _METRIC_LINE.finditer(self._request("/metrics")):
