@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -84,7 +84,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 
 
 @pytest.fixture
-def backup(tmp_path: Path) -> Iterator[Backup]:
+def backup(tmp_path: Path) -> Backup:
     make_data(tmp_path / "data", days=DAYS)
     return make_backup(tmp_path)
 
