@@ -28,7 +28,7 @@ class Server(Client):
         self.now = 100.0
         self.started = 1
         # What is in memory at each answer that is not from the cache; the last one stays.
-        self.rows: list[int] = [0]
+        self.rows: list[int] = [9, 0]
         self.index_parts: list[int] = [2]
         self.asked: list[str] = []
         self._cached: Metrics | None = None
@@ -98,16 +98,26 @@ def _reading(backup: Backup) -> Callable[[], changes.Listing]:
     return lambda: changes.read(backup.host, backup.data_directory)
 
 
-def test_what_is_seen_is_newer_than_the_flush(proof: Written, server: Server) -> None:
+def test_what_is_seen_is_newer_than_the_flush(backup: Backup, server: Server) -> None:
     # The answer of before the flush says that nothing is in memory: the server gives it for a second.
-    server.rows = [500, 0]
+    server.rows = [0, 500, 0]
+    proof = Written(backup, server, Snapshots(backup, server), _reading(backup))
     server.asked.clear()
     proof.flush()
     proof.wait_for_rows()
     assert server.asked == [
-        *("flush", "snapshots of 2 days", "metrics", "delete"),
+        *("flush", "metrics", "delete"),
         *("snapshots of 2 days", "snapshots of 2 days", "metrics", "delete"),
     ]
+
+
+def test_a_server_with_rows_in_memory_is_made_to_write_them_first(
+    proof: Written, server: Server
+) -> None:
+    server.asked.clear()
+    proof.flush()
+    proof.wait_for_rows()
+    assert server.asked == ["flush", "snapshots of 2 days", "metrics", "delete"]
 
 
 def test_one_moment_with_nothing_in_memory_is_enough(proof: Written, server: Server) -> None:
@@ -140,7 +150,7 @@ def test_each_day_has_its_turn_though_only_one_changes(
     backup: Backup, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Rows of a day that has not changed on the disk yet may be in memory as well.
-    monkeypatch.setattr(changes, "recent", lambda listing, seconds: ["20260102"])
+    monkeypatch.setattr(changes, "recent", lambda *_: ["20260102"])
     proof = Written(backup, server, Snapshots(backup, server), _reading(backup))
     server.rows = [1, 1, 1, 0]
     proof.flush()
