@@ -68,7 +68,7 @@ def rows_of_days(*days: str) -> Callable[[int], Mapping[str, object]]:
 
 def rows_of_more_and_more_days(number: int) -> Mapping[str, object]:
     """Rows of a day that there was not before, and after some of them of another."""
-    day = date(2020, 1, 1) + timedelta(days=number // 300)
+    day = date(2020, 1, 1) + timedelta(days=number // 1500)
     return {"host": "newer", "client": "newer", "_msg": "newer", "_time": f"{day}T12:00:00Z"}
 
 
@@ -84,13 +84,18 @@ class Clients:
         """Wait until all of them have written some rows more, and asked."""
         for name, client in self.by_name.items():
             goal = len(client.acknowledged) + BATCHES
-            wait_until(lambda c=client, n=goal: len(c.acknowledged) >= n, 60, f"{name} writes")  # type: ignore[misc]
+
+            def has_gone_on(client: SteadyIngestion = client, goal: int = goal) -> bool:
+                return len(client.acknowledged) >= goal
+
+            wait_until(has_gone_on, 60, f"{name} writes")
         wait_until(lambda: all(query.answered for query in self.queries), 60, "queries")
 
     @property
     def refused(self) -> int:
         """Requests of all that had no answer, or one other than 200."""
-        return sum(client.refused for client in (*self.by_name.values(), *self.queries))
+        writers = sum(client.refused for client in self.by_name.values())
+        return writers + sum(query.refused for query in self.queries)
 
     def acknowledged(self, before: float) -> int:
         """How many rows of all were acknowledged before that moment."""

@@ -11,7 +11,8 @@ partition that is asked later than another only makes its own moment later.
 The same goes for the index, which has the streams: `/metrics` counts its parts, on the disk and in memory
 together, and its lists of parts say how many are on the disk.
 
-Under ingestion such a moment is short. A snapshot of the days that change writes their parts, so it
+Under ingestion such a moment is short. After a flush, a row waits in a buffer for a second again, unless
+that gets full (2 MB). A snapshot of the days that change writes their parts, so it
 comes immediately after one, mostly.
 """
 
@@ -119,6 +120,8 @@ class Written:
             times = 2 if tries > 1 else int(first)
             days = self._days(every=tries % ALL_DAYS_EACH == 0) if times else []
             try:
+                # What comes after it stays in a buffer for a second, unless that is full (2 MB).
+                self._client.flush()
                 for _ in range(times):
                     made += len(self._ours.begin(days))
                 before = self._read() if what == "streams" else NOTHING
