@@ -9,7 +9,7 @@ import socket
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPException
@@ -55,6 +55,15 @@ class Metrics:
             return int(float(self.values[f"{name}{{{labels}}}"]))
         except (KeyError, ValueError, OverflowError):
             raise OperatorError(f"/metrics of VictoriaLogs has no {name} with {labels!r}") from None
+
+
+@dataclass(frozen=True)
+class Flush:
+    """A flush of the server's buffers `at` time.monotonic(), and its metrics and days of before that."""
+
+    at: float
+    before: Metrics
+    days: Collection[str]
 
 
 class Client:
