@@ -70,7 +70,7 @@ def test_nobody_who_listens_is_not_healthy_and_not_an_error(host: str) -> None:
 
 def test_credentials_go_with_every_request() -> None:
     with serving() as (url, asked):
-        client = Client(url, ("operator", "secret"))
+        client = Client(url, authorization="Basic b3BlcmF0b3I6c2VjcmV0")
         assert client.is_healthy()
         client.flush()
     token = "Basic b3BlcmF0b3I6c2VjcmV0"

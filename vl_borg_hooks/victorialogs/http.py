@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import socket
-import urllib.error
+import ssl
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 
 from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.system import addresses, tls
+from vl_borg_hooks.system.hosts import Host
+from vl_borg_hooks.system.local import LocalHost
 
 REQUEST_SECONDS = 10
 # What is guarded by a key of its own: the beginning of its path, and its option under `auth_keys:`.
@@ -23,6 +24,16 @@ _KEYS = {
     "/internal/force_flush": "force_flush",
     "/internal/partition/": "partition_manage",
 }
+# Since when there is what begins so: the first that fits (VictoriaLogs' changelog).
+_SINCE = {
+    "/internal/partition/snapshot/delete": "v1.44",
+    "/internal/partition/snapshot/": "v1.31",
+    "/internal/partition/list": "v1.31",
+    "/internal/partition/": "v1.27",
+}
+# What VictoriaLogs says in an answer with status 400.
+_NO_SUCH_PATH = "unsupported path"
+_NO_PREFIX = "missing -http.pathPrefix"
 _METRIC_LINE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -50,32 +61,42 @@ class Metrics:
 
 
 class Client:
-    """A VictoriaLogs server at `url`, such as `http://127.0.0.1:9428`.
+    """A VictoriaLogs server at `url`, such as `http://127.0.0.1:9428`, as seen from `host`.
 
-    `credentials` are a name and a password for HTTP basic authentication; `keys` are the keys by
-    their option under `auth_keys:`.
+    `authorization` is the content of that header; `keys` are the keys by their option under
+    `auth_keys:`; `ca_file` has the certificates that are trusted, if not those that this machine
+    trusts. Raises OperatorError if that file can't be used.
     """
 
     def __init__(
         self,
         url: str,
-        credentials: tuple[str, str] | None = None,
+        *,
+        authorization: str = "",
         keys: Mapping[str, str] | None = None,
+        ca_file: str = "",
+        host: Host | None = None,
     ) -> None:
         self.url = url.rstrip("/")
+        self._address = addresses.parse(self.url)
+        self._tls = tls.context(ca_file) if self._address.is_tls else None
+        self._host = host or LocalHost()
         self._keys = keys or {}
-        self._headers: dict[str, str] = {}
-        if credentials:
-            token = base64.b64encode(":".join(credentials).encode()).decode("ascii")
-            self._headers["Authorization"] = f"Basic {token}"
+        self._headers = {
+            "Host": self._address.authority,
+            "Connection": "close",
+            "User-Agent": "vl-borg-hooks",
+        }
+        if authorization:
+            self._headers["Authorization"] = authorization
 
     def is_healthy(self, seconds: float = REQUEST_SECONDS) -> bool:
-        """Say whether `GET /health` answers OK within `seconds`."""
+        """Say whether `GET /health` answers OK within `seconds`.
+
+        A refused connection costs almost nothing: a server that starts needs the processor.
+        """
         try:
-            return (
-                self._is_listening(seconds)
-                and self._request("/health", seconds=seconds).strip() == "OK"
-            )
+            return self._request("/health", seconds=seconds).strip() == "OK"
         except OperatorError:
             return False
 
@@ -190,51 +211,77 @@ class Client:
                 return dict(_LABEL.findall(line["labels"] or ""))
         return {}
 
-    def _is_listening(self, seconds: float) -> bool:
-        """Say whether connections are accepted at all.
-
-        A refused connection costs almost nothing, and a server that starts needs the processor.
-        """
-        url = urllib.parse.urlsplit(self.url)
-        try:
-            port = url.port or (443 if url.scheme == "https" else 80)
-            with socket.create_connection((url.hostname, port), seconds):
-                return True
-        except (OSError, ValueError):
-            return False
-
     def _request(
         self, path: str, *, post: Mapping[str, str] | None = None, seconds: float = REQUEST_SECONDS
     ) -> str:
         """Return the body of `GET path`, or of a POST of the form `post`.
 
         /internal/ takes no GET from v1.53 on. A key goes in the form of a POST, so that no log has
-        it. Raises OperatorError if there is no good answer.
+        it. A redirection is not followed: it could take our password elsewhere. Raises OperatorError
+        if there is no good answer.
         """
         option = next((key for start, key in _KEYS.items() if path.startswith(start)), "")
         if key := self._keys.get(option):
             post = {**(post or {}), "authKey": key}
-        form = None if post is None else urllib.parse.urlencode(post).encode()
+        form, headers = None, self._headers
+        if post is not None:
+            form = urllib.parse.urlencode(post).encode()
+            headers = {**headers, "Content-Type": "application/x-www-form-urlencoded"}
+        connection = HTTPConnection("")
         try:
-            # The config takes http: and https: only.
-            request = urllib.request.Request(  # noqa: S310
-                self.url + path, data=form, headers=self._headers
-            )
-            # No proxy from the environment between us and a server that we manage.
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open(request, timeout=seconds) as response:
-                body: bytes = response.read()
-        except urllib.error.HTTPError as error:
-            needs_key = error.code == HTTPStatus.UNAUTHORIZED and option
-            is_ill = error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
-            raise (Unanswered if is_ill else OperatorError)(
-                f"{self.url}{path} answered with {error}",
-                hint=f"see auth_keys: {option}: in the config, or http_auth:" if needs_key else "",
+            connection.sock = self._connect(seconds)
+            method = "GET" if form is None else "POST"
+            connection.request(method, self._address.prefix + path, form, headers)
+            response = connection.getresponse()
+            body = response.read().decode("utf-8", "backslashreplace")
+        except ssl.SSLCertVerificationError as error:
+            raise OperatorError(
+                f"the certificate at {self.url} is not trusted: {error.verify_message}",
+                hint=tls.what_to_do(error),
             ) from None
         except (OSError, HTTPException, ValueError) as error:
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            is_nobody = isinstance(reason, (ConnectionRefusedError, socket.gaierror))
+            is_nobody = isinstance(
+                error, (ConnectionRefusedError, FileNotFoundError, socket.gaierror)
+            )
             raise (OperatorError if is_nobody else Unanswered)(
-                f"{self.url}{path} did not answer: {reason}"
+                f"{self._named(path)} did not answer: {error}"
             ) from None
-        return body.decode("utf-8", "backslashreplace")
+        finally:
+            connection.close()
+        if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
+            is_ill = response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+            raise (Unanswered if is_ill else OperatorError)(
+                f"{self._named(path)} answered with HTTP Error {response.status}: {response.reason}",
+                hint=self._what_to_do(path, option, response, body),
+            )
+        return body
+
+    def _connect(self, seconds: float) -> socket.socket:
+        """Return a connection to the server; raises OSError or OperatorError."""
+        connection = self._host.connection(self._address, seconds)
+        if self._tls is None:
+            return connection
+        try:
+            return self._tls.wrap_socket(connection, server_hostname=self._address.host)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _named(self, path: str) -> str:
+        """Return the URL of `path`; of a unix socket, that has a colon between the two paths."""
+        is_bare_socket = self._address.path and not self._address.prefix
+        return f"{self.url}{':' if is_bare_socket else ''}{path}"
+
+    def _what_to_do(self, path: str, option: str, response: HTTPResponse, body: str) -> str:
+        """Return what to do about an answer that is a refusal, empty if it does not tell."""
+        location = response.getheader("Location")
+        if location:
+            return f"correct url: it is redirected to {location}"
+        if response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            return f"see {f'auth_keys: {option}: in the config, or ' if option else ''}http_auth:"
+        if _NO_PREFIX in body:
+            return "have url end with VictoriaLogs' -http.pathPrefix"
+        since = next((since for start, since in _SINCE.items() if path.startswith(start)), "")
+        if since and (response.status == HTTPStatus.NOT_FOUND or _NO_SUCH_PATH in body):
+            return f"it takes VictoriaLogs {since} or newer, with data of its own (no -storageNode)"
+        return ""
