@@ -33,6 +33,7 @@ _SINCE = {
 }
 # What VictoriaLogs says in an answer with status 400.
 _NO_SUCH_PATH = "unsupported path"
+_NOT_ATTACHED = "because it is missing"
 _NO_PREFIX = "missing -http.pathPrefix"
 _METRIC_LINE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -40,6 +41,14 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 class Unanswered(OperatorError):
     """What is there gives no answer, or can't serve (HTTP 5xx), as a proxy whose server is down."""
+
+
+class _Refused(OperatorError):
+    """A status that means failure; `answer` is the text that came with it."""
+
+    def __init__(self, what: str, *, hint: str, answer: str) -> None:
+        super().__init__(what, hint=hint)
+        self.answer = answer
 
 
 class NotVictoriaLogs(OperatorError):
@@ -108,7 +117,7 @@ class Client:
         answer = self._request("/health").strip()
         if answer != "OK":
             raise NotVictoriaLogs(
-                f"{self.url}/health answered with {answer[:40]!r} and not with OK"
+                f"{self._named('/health')} answered with {answer[:40]!r} and not with OK"
             )
 
     def flush(self) -> None:
@@ -142,11 +151,18 @@ class Client:
     def create_snapshot(self, day: str, seconds: float) -> list[str]:
         """Make a snapshot of the partition `day`; return its path, or no path if it is not attached.
 
-        v1.31 takes the day as `name`, v1.44 and newer as `partition_prefix`. The server deletes what it
-        made if we have gone before it answers. Raises OperatorError, also after `seconds`.
+        v1.31 takes the day as `name`, and refuses one that is not attached; v1.44 and newer take
+        `partition_prefix`. The server deletes what it made if we have gone before it answers. Raises
+        OperatorError, also after `seconds`.
         """
+        path = "/internal/partition/snapshot/create"
         form = {"name": day, "partition_prefix": day}
-        return self._list("/internal/partition/snapshot/create", form, seconds=seconds)
+        try:
+            return self._list(path, form, seconds=seconds)
+        except _Refused as refused:
+            if _NOT_ATTACHED in refused.answer:
+                return []
+            raise
 
     def delete_snapshot(self, path: str) -> None:
         """Delete the snapshot that the server calls `path`, since v1.44; raises OperatorError."""
@@ -165,7 +181,7 @@ class Client:
         ]
         if not values:
             raise NotVictoriaLogs(
-                f"{self.url}/metrics has no vl_storage_rows: it is not VictoriaLogs, "
+                f"{self._named('/metrics')} has no vl_storage_rows: it is not VictoriaLogs, "
                 "or one without data of its own"
             )
         return int(sum(values))
@@ -195,14 +211,19 @@ class Client:
     def _list(
         self, path: str, form: Mapping[str, str] | None = None, *, seconds: float = REQUEST_SECONDS
     ) -> list[str]:
-        """Return the list of texts that `path` answers with; raises OperatorError."""
+        """Return the list of texts that `path` answers with; raises OperatorError.
+
+        A text alone is a list of one: v1.31 makes one snapshot and answers with its path.
+        """
         answer = self._request(path, post=form or {}, seconds=seconds)
         try:
             names = json.loads(answer)
         except (ValueError, RecursionError):
             names = None
+        if isinstance(names, str):
+            names = [names]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise OperatorError(f"{self.url}{path} did not answer with a list")
+            raise OperatorError(f"{self._named(path)} did not answer with a list")
         return names
 
     def _labels(self, metric: str) -> dict[str, str]:
@@ -249,11 +270,13 @@ class Client:
         finally:
             connection.close()
         if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
-            is_ill = response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-            raise (Unanswered if is_ill else OperatorError)(
-                f"{self._named(path)} answered with HTTP Error {response.status}: {response.reason}",
-                hint=self._what_to_do(path, option, response, body),
+            what = (
+                f"{self._named(path)} answered with HTTP Error {response.status}: {response.reason}"
             )
+            if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise Unanswered(what)
+            hint = self._what_to_do(path, option, response, body)
+            raise _Refused(what, hint=hint, answer=body)
         return body
 
     def _connect(self, seconds: float) -> socket.socket:
