@@ -250,7 +250,8 @@ class Instance(_Model):
     auth_keys: AuthKeys = AuthKeys()
     tls: Tls | None = None
     url_over_ssh: bool = False
-    service: dict[str, Any]
+    consistency: Literal["stop", "snapshot", "auto"] = "stop"
+    service: dict[str, Any] = {}
     ssh_command: Argv = ("ssh",)
     stop_timeout: Seconds = 60
     start_timeout: Seconds = 120
@@ -446,7 +447,9 @@ def _conflicts(config: Config) -> Iterable[tuple[Location, str]]:
         if instance.name in names:
             yield (*here, "name"), f"there are two instances called {instance.name}"
         names.add(instance.name)
-        if len(instance.service) != 1:
+        if instance.consistency != "stop" and not instance.url:
+            yield (*here, "consistency"), f"{instance.consistency} needs url:, to ask VictoriaLogs"
+        if len(instance.service) != 1 and (instance.service or instance.consistency != "snapshot"):
             yield (
                 (*here, "service"),
                 "must name one service manager, such as systemd: victorialogs.service",

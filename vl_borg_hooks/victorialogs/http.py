@@ -24,15 +24,7 @@ _KEYS = {
     "/internal/force_flush": "force_flush",
     "/internal/partition/": "partition_manage",
 }
-# Since when there is what begins so: the first that fits (VictoriaLogs' changelog).
-_SINCE = {
-    "/internal/partition/snapshot/delete": "v1.44",
-    "/internal/partition/snapshot/": "v1.31",
-    "/internal/partition/list": "v1.31",
-    "/internal/partition/": "v1.27",
-}
 # What VictoriaLogs says in an answer with status 400.
-_NO_SUCH_PATH = "unsupported path"
 _NOT_ATTACHED = "because it is missing"
 _NO_PREFIX = "missing -http.pathPrefix"
 _METRIC_LINE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$", re.MULTILINE)
@@ -43,11 +35,15 @@ class Unanswered(OperatorError):
     """What is there gives no answer, or can't serve (HTTP 5xx), as a proxy whose server is down."""
 
 
-class _Refused(OperatorError):
-    """A status that means failure; `answer` is the text that came with it."""
+class Refused(OperatorError):
+    """The answer is an HTTP `status` that is no success, and not the server's own failure.
 
-    def __init__(self, what: str, *, hint: str, answer: str) -> None:
+    `answer` is the text that came with it.
+    """
+
+    def __init__(self, what: str, status: int, *, hint: str, answer: str) -> None:
         super().__init__(what, hint=hint)
+        self.status = status
         self.answer = answer
 
 
@@ -159,7 +155,7 @@ class Client:
         form = {"name": day, "partition_prefix": day}
         try:
             return self._list(path, form, seconds=seconds)
-        except _Refused as refused:
+        except Refused as refused:
             if _NOT_ATTACHED in refused.answer:
                 return []
             raise
@@ -275,8 +271,8 @@ class Client:
             )
             if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise Unanswered(what)
-            hint = self._what_to_do(path, option, response, body)
-            raise _Refused(what, hint=hint, answer=body)
+            hint = self._what_to_do(option, response, body)
+            raise Refused(what, response.status, hint=hint, answer=body)
         return body
 
     def _connect(self, seconds: float) -> socket.socket:
@@ -295,16 +291,11 @@ class Client:
         is_bare_socket = self._address.path and not self._address.prefix
         return f"{self.url}{':' if is_bare_socket else ''}{path}"
 
-    def _what_to_do(self, path: str, option: str, response: HTTPResponse, body: str) -> str:
+    def _what_to_do(self, option: str, response: HTTPResponse, body: str) -> str:
         """Return what to do about an answer that is a refusal, empty if it does not tell."""
         location = response.getheader("Location")
         if location:
             return f"correct url: it is redirected to {location}"
         if response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             return f"see {f'auth_keys: {option}: in the config, or ' if option else ''}http_auth:"
-        if _NO_PREFIX in body:
-            return "have url end with VictoriaLogs' -http.pathPrefix"
-        since = next((since for start, since in _SINCE.items() if path.startswith(start)), "")
-        if since and (response.status == HTTPStatus.NOT_FOUND or _NO_SUCH_PATH in body):
-            return f"it takes VictoriaLogs {since} or newer, with data of its own (no -storageNode)"
-        return ""
+        return "have url end with VictoriaLogs' -http.pathPrefix" if _NO_PREFIX in body else ""

@@ -1,0 +1,148 @@
+"""The proof that what VictoriaLogs has acknowledged is on its disk, while it takes more.
+
+Rows wait for up to a second in a buffer, then in parts that are in memory only, until a timer or a
+snapshot writes them. But both pass over a part that a merge holds at that moment (read in datadb.go of
+v1.51.1), so neither a flush nor a wait nor a snapshot shows that all of them are written. What does:
+after a flush no row is in the buffer that was acknowledged before it, and rows never go from the disk
+back to memory. So if no part at all is in memory at any moment after a flush, everything that was
+acknowledged before the flush is on the disk. `/metrics` tells how many rows are in parts in memory; a
+partition that is asked later than another only makes its own moment later.
+
+The same goes for the index, which has the streams: `/metrics` counts its parts, on the disk and in memory
+together, and its lists of parts say how many are on the disk.
+
+Under ingestion such a moment is short. A snapshot of the days that change writes their parts, so it
+comes immediately after one, mostly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.plugin.context import Target
+from vl_borg_hooks.snapshots.ours import Ours
+from vl_borg_hooks.victorialogs.changes import Listing
+from vl_borg_hooks.victorialogs.http import Client, Metrics
+from vl_borg_hooks.victorialogs.layout import INDEXDB
+
+# The server answers with the same metrics for a second (lib/appmetrics of VictoriaMetrics).
+CACHED_SECONDS = 1.02
+# How long such a moment is waited for.
+LONGEST_SECONDS = 60
+# At each so many tries, all days are made to write what is in memory: a day that has not changed on the
+# disk yet can have rows there too.
+ALL_DAYS_EACH = 4
+_ROWS_IN_MEMORY = ("vl_storage_rows", 'type="storage/inmemory"')
+_INDEX_PARTS = "vl_indexdb_parts"
+_STARTED = "vm_app_start_timestamp"
+
+
+class NotWritten(OperatorError):
+    """VictoriaLogs could not be shown to have written what it has acknowledged."""
+
+
+class Written:
+    """What VictoriaLogs on `target` has written, as its own metrics and lists of parts show."""
+
+    def __init__(self, target: Target, client: Client, ours: Ours) -> None:
+        self._target = target
+        self._client = client
+        self._ours = ours
+        self._asked_at = time.monotonic()
+        metrics = client.metrics()
+        # Raises if this is not a server that tells.
+        metrics.number(*_ROWS_IN_MEMORY)
+        metrics.number(_INDEX_PARTS)
+        self._started = metrics.number(_STARTED)
+
+    def flush(self) -> None:
+        """Let the server gather what it has in its buffers: what follows is about all until now."""
+        self._client.flush()
+        self._asked_at = time.monotonic()
+
+    def wait_for_rows(self, changed: Callable[[], Sequence[str]], all_days: Sequence[str]) -> None:
+        """Wait until all rows that were acknowledged before the last flush are on the disk.
+
+        `changed` returns the days that change; raises NotWritten, or OperatorError.
+        """
+        self._wait(lambda metrics: metrics.number(*_ROWS_IN_MEMORY) == 0, changed, all_days, "rows")
+
+    def wait_for_index(
+        self,
+        read: Callable[[], Listing],
+        changed: Callable[[Listing], Sequence[str]],
+        all_days: Sequence[str],
+    ) -> Listing:
+        """Wait until the streams that were known at the last flush are on the disk.
+
+        Returns the listing by `read` that has them; `changed` returns the days that change, of a
+        listing. Raises NotWritten, or OperatorError.
+        """
+        before = read()
+
+        def look() -> Sequence[str]:
+            nonlocal before
+            before = read()
+            return changed(before)
+
+        def is_on_disk(metrics: Metrics) -> bool:
+            on_disk = _index(before)
+            parts = sum(map(len, on_disk.values()))
+            return metrics.number(_INDEX_PARTS) == parts and _index(read()) == on_disk
+
+        self._wait(is_on_disk, look, all_days, "streams")
+        return before
+
+    def require_same_server(self, metrics: Metrics | None = None) -> None:
+        """Raise OperatorError if VictoriaLogs was restarted: what it had in memory may be lost."""
+        if (metrics or self._client.metrics()).number(_STARTED) != self._started:
+            raise OperatorError(
+                "VictoriaLogs was restarted during the backup, so what it had in memory may be lost",
+                hint="run it again",
+            )
+
+    def _wait(
+        self,
+        holds: Callable[[Metrics], bool],
+        changed: Callable[[], Sequence[str]],
+        all_days: Sequence[str],
+        what: str,
+    ) -> None:
+        started = time.monotonic()
+        made = tries = 0
+        while True:
+            tries += 1
+            self._wait_for_new_metrics()
+            days = all_days if tries % ALL_DAYS_EACH == 0 else changed()
+            try:
+                made += len(self._ours.begin(days))
+                self._asked_at = time.monotonic()
+                metrics = self._client.metrics()
+            finally:
+                self._ours.delete_all()
+            self.require_same_server(metrics)
+            seconds = time.monotonic() - started
+            if holds(metrics):
+                self._target.reporter.say(
+                    f"all {what} of before are on VictoriaLogs' disk: seen after {seconds:.2f} s, with "
+                    f"{made} short snapshots"
+                )
+                return
+            if seconds > LONGEST_SECONDS:
+                raise NotWritten(
+                    f"in {seconds:.0f} s there was no moment at which VictoriaLogs had all {what} on "
+                    "its disk: it takes in too much to show that nothing is missing",
+                    hint="run it when less comes in, or set consistency: stop or auto",
+                )
+
+    def _wait_for_new_metrics(self) -> None:
+        time.sleep(max(self._asked_at + CACHED_SECONDS - time.monotonic(), 0))
+
+
+def _index(listing: Listing) -> dict[str, tuple[str, ...]]:
+    """Return the parts of the index on the disk, by table."""
+    return {
+        path: table.parts for path, table in listing.tables.items() if path.endswith(f"/{INDEXDB}")
+    }
