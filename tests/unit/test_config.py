@@ -406,9 +406,7 @@ def second(data: str = "/srv/data2", staging: str = "/srv/staging2", name: str =
         ),
         (
             text(extra="http_auth: {bearer_token: a}"),
-            [
-                "6: instances[0].http_auth.bearer_token: unknown key; the nearest valid key is bear"
-            ],
+            ["6: instances[0].http_auth.bearer_token: unknown key; the nearest valid key is bear"],
         ),
         (text(extra="tls: {}"), ["6: instances[0].tls.ca_file: is missing"]),
         (

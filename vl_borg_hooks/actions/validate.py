@@ -33,7 +33,9 @@ def problems(loaded: LoadedConfig, instances: Sequence[Instance]) -> list[str]:
     found: list[str] = []
     for instance in instances:
         try:
-            checks = setting.hooks.backup_checks(setting.backup(instance))
+            backup = setting.backup(instance)
+            with backup.host.connected():
+                checks = setting.hooks.backup_checks(backup)
         except ConfigError as error:
             found += error.errors
         else:

@@ -197,8 +197,11 @@ class SshHost:
             self.check()
             raise OperatorError(f"no connection to {self.name} could be kept open")
         path = f"{self._sockets}/{len(self._forwarded)}"
-        argv = [*self.transport(), "-O", "forward", "-L", f"{path}:{address.target}"]
-        completed = commands.run([*argv, "--", self._address], ok=commands.ANY_STATUS)
+        program, *options = self.transport()
+        # The first one counts: a config for automatic logins may say yes.
+        argv = [program, "-o", "ClearAllForwardings=no", *options, "-O", "forward"]
+        argv += ["-L", f"{path}:{address.target}", "--", self._address]
+        completed = commands.run(argv, ok=commands.ANY_STATUS)
         if completed.exit_status:
             raise CommandFailed(
                 f"ssh could not forward {address.target} of {self.name}: {completed.last_line}"

@@ -260,8 +260,11 @@ class Client:
             is_nobody = isinstance(
                 error, (ConnectionRefusedError, FileNotFoundError, socket.gaierror)
             )
+            # So ssh does for an address where nobody listens, or that it may not reach.
+            is_end = isinstance(error, (ConnectionResetError, BrokenPipeError))
+            reason = "the connection was closed" if is_end else error
             raise (OperatorError if is_nobody else Unanswered)(
-                f"{self._named(path)} did not answer: {error}"
+                f"{self._named(path)} did not answer: {reason}"
             ) from None
         finally:
             connection.close()
