@@ -18,12 +18,13 @@ comes immediately after one, mostly.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.snapshots.ours import Ours
-from vl_borg_hooks.victorialogs.changes import Listing
+from vl_borg_hooks.victorialogs import changes
+from vl_borg_hooks.victorialogs.changes import NOTHING, Listing
 from vl_borg_hooks.victorialogs.http import Client, Metrics
 from vl_borg_hooks.victorialogs.layout import INDEXDB
 
@@ -31,6 +32,8 @@ from vl_borg_hooks.victorialogs.layout import INDEXDB
 CACHED_SECONDS = 1.02
 # How long such a moment is waited for.
 LONGEST_SECONDS = 60
+# A day that takes rows writes a part in a few seconds, mostly.
+RECENT_SECONDS = 60
 # At each so many tries, all days are made to write what is in memory: a day that has not changed on the
 # disk yet can have rows there too.
 ALL_DAYS_EACH = 4
@@ -46,8 +49,12 @@ class NotWritten(OperatorError):
 class Written:
     """What VictoriaLogs on `target` has written, as its own metrics and lists of parts show."""
 
-    def __init__(self, target: Target, client: Client, ours: Ours) -> None:
+    def __init__(
+        self, target: Target, client: Client, ours: Ours, read: Callable[[], Listing]
+    ) -> None:
+        """`read` returns what the data directory holds of the partitions that are attached."""
         self._target = target
+        self._read = read
         self._client = client
         self._ours = ours
         self._asked_at = time.monotonic()
@@ -62,38 +69,25 @@ class Written:
         self._client.flush()
         self._asked_at = time.monotonic()
 
-    def wait_for_rows(self, changed: Callable[[], Sequence[str]], all_days: Sequence[str]) -> None:
+    def wait_for_rows(self) -> None:
         """Wait until all rows that were acknowledged before the last flush are on the disk.
 
-        `changed` returns the days that change; raises NotWritten, or OperatorError.
+        Raises NotWritten, or OperatorError.
         """
-        self._wait(lambda metrics: metrics.number(*_ROWS_IN_MEMORY) == 0, changed, all_days, "rows")
+        self._wait(lambda metrics, _: metrics.number(*_ROWS_IN_MEMORY) == 0, "rows")
 
-    def wait_for_index(
-        self,
-        read: Callable[[], Listing],
-        changed: Callable[[Listing], Sequence[str]],
-        all_days: Sequence[str],
-    ) -> Listing:
+    def wait_for_index(self) -> Listing:
         """Wait until the streams that were known at the last flush are on the disk.
 
-        Returns the listing by `read` that has them; `changed` returns the days that change, of a
-        listing. Raises NotWritten, or OperatorError.
+        Returns a listing of the data directory that has them. Raises NotWritten, or OperatorError.
         """
-        before = read()
+        return self._wait(self._has_index, "streams")
 
-        def look() -> Sequence[str]:
-            nonlocal before
-            before = read()
-            return changed(before)
-
-        def is_on_disk(metrics: Metrics) -> bool:
-            on_disk = _index(before)
-            parts = sum(map(len, on_disk.values()))
-            return metrics.number(_INDEX_PARTS) == parts and _index(read()) == on_disk
-
-        self._wait(is_on_disk, look, all_days, "streams")
-        return before
+    def _has_index(self, metrics: Metrics, before: Listing) -> bool:
+        """Say whether all of the index was on the disk when `metrics` were read, after `before`."""
+        on_disk = _index(before)
+        parts = sum(map(len, on_disk.values()))
+        return metrics.number(_INDEX_PARTS) == parts and _index(self._read()) == on_disk
 
     def require_same_server(self, metrics: Metrics | None = None) -> None:
         """Raise OperatorError if VictoriaLogs was restarted: what it had in memory may be lost."""
@@ -103,39 +97,43 @@ class Written:
                 hint="run it again",
             )
 
-    def _wait(
-        self,
-        holds: Callable[[Metrics], bool],
-        changed: Callable[[], Sequence[str]],
-        all_days: Sequence[str],
-        what: str,
-    ) -> None:
+    def _wait(self, holds: Callable[[Metrics, Listing], bool], what: str) -> Listing:
+        """Make VictoriaLogs write what is in memory until `holds`; return the listing of before that."""
         started = time.monotonic()
         made = tries = 0
         while True:
             tries += 1
             self._wait_for_new_metrics()
-            days = all_days if tries % ALL_DAYS_EACH == 0 else changed()
+            days = self._days(every=tries % ALL_DAYS_EACH == 0)
             try:
-                made += len(self._ours.begin(days))
+                # The second one writes what a merge has held at the time of the first.
+                for _ in range(1 if tries == 1 else 2):
+                    made += len(self._ours.begin(days))
+                before = self._read() if what == "streams" else NOTHING
                 self._asked_at = time.monotonic()
                 metrics = self._client.metrics()
+                is_so = holds(metrics, before)
             finally:
                 self._ours.delete_all()
             self.require_same_server(metrics)
             seconds = time.monotonic() - started
-            if holds(metrics):
+            if is_so:
                 self._target.reporter.say(
                     f"all {what} of before are on VictoriaLogs' disk: seen after {seconds:.2f} s, with "
                     f"{made} short snapshots"
                 )
-                return
+                return before
             if seconds > LONGEST_SECONDS:
                 raise NotWritten(
                     f"in {seconds:.0f} s there was no moment at which VictoriaLogs had all {what} on "
                     "its disk: it takes in too much to show that nothing is missing",
                     hint="run it when less comes in, or set consistency: stop or auto",
                 )
+
+    def _days(self, *, every: bool) -> list[str]:
+        """Return the days that may have something in memory; all of them with `every`."""
+        now = self._read()
+        return sorted(now.partitions) if every else changes.recent(now, RECENT_SECONDS)
 
     def _wait_for_new_metrics(self) -> None:
         time.sleep(max(self._asked_at + CACHED_SECONDS - time.monotonic(), 0))

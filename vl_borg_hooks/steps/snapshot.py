@@ -51,11 +51,11 @@ class _Copying:
     def __init__(self, backup: Backup, client: Client) -> None:
         self._backup = backup
         self._ours = Ours(backup, client)
-        self._written = Written(backup, client, self._ours)
         present = set(stored.days(backup.host, backup.data_directory))
-        self._days = sorted(present & client.attached_days())
-        self._passes = Passes(backup, without=present - set(self._days))
-        if detached := sorted(present - set(self._days)):
+        detached = sorted(present - client.attached_days())
+        self._passes = Passes(backup, without=detached)
+        self._written = Written(backup, client, self._ours, self._passes.read)
+        if detached:
             backup.reporter.warn(
                 f"these days are detached, so they are not copied: {', '.join(detached)}"
             )
@@ -67,7 +67,7 @@ class _Copying:
         self._passes.look_at_copy()
         warm = self._passes.warm_up()
         try:
-            self._written.wait_for_rows(lambda: self._changed(self._passes.read()), self._days)
+            self._written.wait_for_rows()
             rows = self._copy_rows()
             streams = self._copy_index()
             self._written.require_same_server()
@@ -78,14 +78,11 @@ class _Copying:
         self._backup.reporter.say(f"final pass, from snapshots: {final}")
         return self._passes.copied(warm, final, "snapshot")
 
-    def _changed(self, now: Listing) -> list[str]:
-        """Return the days of `now` that are not as in the copy."""
-        return changes.changed(self._passes.listing or changes.NOTHING, now)
-
     def _copy_rows(self) -> PassResult:
         """Copy the days that have changed, from a snapshot of each."""
         now = self._passes.read()
-        return self._copy(self._changed(now), now, (DATADB, INDEXDB))
+        days = changes.changed(self._passes.listing or changes.NOTHING, now)
+        return self._copy(days, now, (DATADB, INDEXDB))
 
     def _copy_index(self) -> PassResult:
         """Copy the index once more where it has changed: a row must not come without its stream.
@@ -94,7 +91,7 @@ class _Copying:
         """
         copied = self._passes.listing or changes.NOTHING
         self._written.flush()
-        now = self._written.wait_for_index(self._passes.read, self._changed, self._days)
+        now = self._written.wait_for_index()
         is_index = re.compile(rf"{PARTITIONS}/(.*)/{INDEXDB}")
         behind = [
             found[1]

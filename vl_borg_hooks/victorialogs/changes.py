@@ -111,6 +111,17 @@ def changed(before: Listing, now: Listing) -> list[str]:
     return sorted(names)
 
 
+def recent(listing: Listing, seconds: float) -> list[str]:
+    """Return the partitions that changed at most `seconds` before the newest change, oldest first."""
+    newest = max((table.modified for table in listing.tables.values()), default=0)
+    names = {
+        path.split("/")[1]
+        for path, table in listing.tables.items()
+        if table.modified >= newest - seconds * 1e9
+    }
+    return sorted(names)
+
+
 def delta(before: Listing, now: Listing) -> Delta:
     """Return what has to be copied and removed to get from `before` to `now`."""
     copied = sorted(now.others)
