@@ -28,7 +28,8 @@ def guard(site: Site) -> Guarded:
     """What guards the server of `site`, which runs."""
     made = guarded(site.root / "secrets", site.port)
     site.server = made.server
-    site.install(made.flags, **made.options)
+    site.options = made.options
+    site.install(made.flags, **site.options)
     site.server.ingest([ROW])
     return made
 
@@ -39,7 +40,7 @@ def far(site: Site, sshd: Sshd) -> Site:
     instances = YAML(typ="safe", pure=True).load(EXAMPLE)["instances"]
     (example,) = [entry for entry in instances if entry["name"] == "remote"]
     assert example["url_over_ssh"] is True
-    here = {
+    site.options = {
         **example,
         "name": "default",
         "data_path": f"{sshd.destination}:{site.data}",
@@ -49,7 +50,7 @@ def far(site: Site, sshd: Sshd) -> Site:
         "url": example["url"].replace("9428", str(site.port)),
         "service": {"systemd": site.unit},
     }
-    site.install(**here)
+    site.install(**site.options)
     site.server.ingest([ROW])
     return site
 
@@ -82,6 +83,18 @@ def back_up_and_restore(site: Site) -> str:
     return all_output(runs)
 
 
+def back_up_with_snapshots(site: Site) -> str:
+    """Back up without a stop, and return all that was printed."""
+    site.write_config(**site.options, consistency="snapshot")
+    started = site.systemd.show(site.unit, "ExecMainStartTimestampMonotonic")
+    said = site.hooks("before-create", "--verbosity", "2")
+    assert site.manifest.rows == site.server.count() == 2
+    assert site.manifest.final_pass == "snapshot"
+    assert site.systemd.show(site.unit, "ExecMainStartTimestampMonotonic") == started
+    assert list(site.data.glob("partitions/*/snapshots/*")) == []
+    return all_output([said])
+
+
 def all_output(runs: Iterable[subprocess.CompletedProcess[str]]) -> str:
     return "\n".join(f"{run.stdout}\n{run.stderr}" for run in runs)
 
@@ -98,7 +111,7 @@ def test_a_server_with_tls_a_prefix_a_password_and_keys_is_backed_up_and_restore
     site: Site, guard: Guarded
 ) -> None:
     """No secret is printed, not at `-v 2` either, nor in what is left of the runs, nor in a URL."""
-    said = back_up_and_restore(site)
+    said = back_up_and_restore(site) + back_up_with_snapshots(site)
     assert "systemctl" in said, "not as much as -v 2 has"
     told = files_below(site.root / "state")
     assert told
@@ -141,6 +154,8 @@ def test_a_guard_reaches_a_server_with_all_that_guards_it(
 
 def test_a_server_that_only_ssh_reaches_is_backed_up_and_restored(far: Site, sshd: Sshd) -> None:
     back_up_and_restore(far)
+    back_up_with_snapshots(far)
+    far.hooks("after-create")
     # Or is it reached without ssh, since it is on this machine?
     public = sshd.key.with_suffix(".pub")
     public.write_text(f"no-port-forwarding {public.read_text()}")
