@@ -34,6 +34,7 @@ CACHED_SECONDS = 1.02
 LONGEST_SECONDS = 60
 # A day that takes rows writes a part in a few seconds, mostly.
 RECENT_SECONDS = 60
+MOST_RECENT_DAYS = 10
 # At each so many tries, all days are made to write what is in memory: a day that has not changed on the
 # disk yet can have rows there too.
 ALL_DAYS_EACH = 4
@@ -60,7 +61,7 @@ class Written:
         self._asked_at = time.monotonic()
         metrics = client.metrics()
         # Raises if this is not a server that tells.
-        metrics.number(*_ROWS_IN_MEMORY)
+        self._is_idle = metrics.number(*_ROWS_IN_MEMORY) == 0
         metrics.number(_INDEX_PARTS)
         self._started = metrics.number(_STARTED)
 
@@ -74,14 +75,19 @@ class Written:
 
         Raises NotWritten, or OperatorError.
         """
-        self._wait(lambda metrics, _: metrics.number(*_ROWS_IN_MEMORY) == 0, "rows")
+        self._wait(
+            lambda metrics, _: metrics.number(*_ROWS_IN_MEMORY) == 0,
+            "rows",
+            first=not self._is_idle,
+        )
 
     def wait_for_index(self) -> Listing:
         """Wait until the streams that were known at the last flush are on the disk.
 
         Returns a listing of the data directory that has them. Raises NotWritten, or OperatorError.
         """
-        return self._wait(self._has_index, "streams")
+        # New streams are rare, mostly: then there is nothing to write.
+        return self._wait(self._has_index, "streams", first=False)
 
     def _has_index(self, metrics: Metrics, before: Listing) -> bool:
         """Say whether all of the index was on the disk when `metrics` were read, after `before`."""
@@ -97,17 +103,23 @@ class Written:
                 hint="run it again",
             )
 
-    def _wait(self, holds: Callable[[Metrics, Listing], bool], what: str) -> Listing:
-        """Make VictoriaLogs write what is in memory until `holds`; return the listing of before that."""
+    def _wait(
+        self, holds: Callable[[Metrics, Listing], bool], what: str, *, first: bool
+    ) -> Listing:
+        """Make VictoriaLogs write what is in memory until `holds`; return the listing of before that.
+
+        Without `first`, it is looked once before that.
+        """
         started = time.monotonic()
         made = tries = 0
         while True:
             tries += 1
             self._wait_for_new_metrics()
-            days = self._days(every=tries % ALL_DAYS_EACH == 0)
+            # The second one writes what a merge has held at the time of the first.
+            times = 2 if tries > 1 else int(first)
+            days = self._days(every=tries % ALL_DAYS_EACH == 0) if times else []
             try:
-                # The second one writes what a merge has held at the time of the first.
-                for _ in range(1 if tries == 1 else 2):
+                for _ in range(times):
                     made += len(self._ours.begin(days))
                 before = self._read() if what == "streams" else NOTHING
                 self._asked_at = time.monotonic()
@@ -133,7 +145,9 @@ class Written:
     def _days(self, *, every: bool) -> list[str]:
         """Return the days that may have something in memory; all of them with `every`."""
         now = self._read()
-        return sorted(now.partitions) if every else changes.recent(now, RECENT_SECONDS)
+        if every:
+            return sorted(now.partitions)
+        return changes.recent(now, RECENT_SECONDS, MOST_RECENT_DAYS)
 
     def _wait_for_new_metrics(self) -> None:
         time.sleep(max(self._asked_at + CACHED_SECONDS - time.monotonic(), 0))

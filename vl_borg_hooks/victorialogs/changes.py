@@ -111,15 +111,18 @@ def changed(before: Listing, now: Listing) -> list[str]:
     return sorted(names)
 
 
-def recent(listing: Listing, seconds: float) -> list[str]:
-    """Return the partitions that changed at most `seconds` before the newest change, oldest first."""
-    newest = max((table.modified for table in listing.tables.values()), default=0)
-    names = {
-        path.split("/")[1]
-        for path, table in listing.tables.items()
-        if table.modified >= newest - seconds * 1e9
-    }
-    return sorted(names)
+def recent(listing: Listing, seconds: float, most: int) -> list[str]:
+    """Return the partitions that changed at most `seconds` before the newest change, oldest first.
+
+    If they are more than `most`, those that changed last.
+    """
+    changed_at: dict[str, int] = {}
+    for path, table in listing.tables.items():
+        name = path.split("/")[1]
+        changed_at[name] = max(changed_at.get(name, 0), table.modified)
+    oldest = max(changed_at.values(), default=0) - seconds * 1e9
+    names = sorted(changed_at, key=lambda name: changed_at[name])[-most:]
+    return sorted(name for name in names if changed_at[name] >= oldest)
 
 
 def delta(before: Listing, now: Listing) -> Delta:
