@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vl_borg_hooks.staging.manifest import Manifest
     from vl_borg_hooks.system.hosts import Host, Owner
     from vl_borg_hooks.transfer import PassResult
-    from vl_borg_hooks.victorialogs.http import Client
+    from vl_borg_hooks.victorialogs.http import Client, Flush
 
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -164,6 +164,8 @@ class Backup(Target):
         # checks.
         self.consistency: Literal["stop", "snapshot"] = "stop"
         self.consistency_why = ""
+        # The first flush of this run, for a proof that begins with one; None if there was none.
+        self.flush: Flush | None = None
 
     @property
     def on_one_filesystem(self) -> bool:

@@ -7,7 +7,7 @@ and which snapshots there were. A run that was killed may have left what came af
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Target
@@ -40,13 +40,20 @@ class Ours:
         Raises OperatorError, also if the data path does not have what the server made.
         """
         made = self.begin(days)
+        self.keep(made)
+        return made
+
+    def keep(self, made: Mapping[str, Snapshot]) -> None:
+        """Note what `begin` has made, to copy it.
+
+        Raises OperatorError, also if the data path does not have it.
+        """
         self._note()
         for day, snapshot in made.items():
             self._require_seen(snapshot, day)
-        return made
 
     def begin(self, days: Sequence[str]) -> dict[str, Snapshot]:
-        """Do what `make` does, for snapshots that are deleted at once: they are not noted one by one."""
+        """Do what `make` does for snapshots that are deleted at once, mostly: they are not noted yet."""
         if not days:
             return {}
         there = [snapshots.at(path) for path in self._client.snapshots()]

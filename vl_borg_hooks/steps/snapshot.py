@@ -7,6 +7,7 @@ others are in the copy already.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,17 +16,31 @@ from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin import hookimpl
 from vl_borg_hooks.plugin.context import Backup, Copied
 from vl_borg_hooks.services import ServiceState
+from vl_borg_hooks.snapshots import written
 from vl_borg_hooks.snapshots.ours import Ours
-from vl_borg_hooks.snapshots.written import NotWritten, Written
+from vl_borg_hooks.snapshots.written import Moment, NotWritten, Written
 from vl_borg_hooks.steps.passes import Passes
 from vl_borg_hooks.stop_window.window import refuse_second_stop
 from vl_borg_hooks.system import signals
 from vl_borg_hooks.transfer import PassResult
 from vl_borg_hooks.victorialogs import changes, snapshots, stored
-from vl_borg_hooks.victorialogs.changes import Listing
+from vl_borg_hooks.victorialogs.changes import Listing, Table
 from vl_borg_hooks.victorialogs.http import Client
 from vl_borg_hooks.victorialogs.layout import DATADB, INDEXDB, PARTITIONS
 from vl_borg_hooks.victorialogs.snapshots import Snapshot
+
+NONE = Table((), 0)
+
+
+@hookimpl
+def before_backup(backup: Backup) -> None:
+    """Flush VictoriaLogs: the copy is proved to have what was acknowledged until here.
+
+    Only to save time: what the flush needs is asked for a second later. If it fails, `make_copy` tells.
+    """
+    if backup.instance.consistency != "stop":
+        with contextlib.suppress(OperatorError):
+            backup.flush = written.begin(backup.client) if backup.client else None
 
 
 @hookimpl
@@ -54,7 +69,7 @@ class _Copying:
         present = set(stored.days(backup.host, backup.data_directory))
         detached = sorted(present - client.attached_days())
         self._passes = Passes(backup, without=detached)
-        self._written = Written(backup, client, self._ours, self._passes.read)
+        self._written = Written(backup, client, self._ours, self._passes.read, backup.flush)
         if detached:
             backup.reporter.warn(
                 f"these days are detached, so they are not copied: {', '.join(detached)}"
@@ -62,27 +77,41 @@ class _Copying:
 
     def copy(self) -> Copied:
         """Make the copy; all snapshots are deleted when this returns or raises."""
-        # What is acknowledged until here is what the copy is proved to have.
-        self._written.flush()
         self._passes.look_at_copy()
         warm = self._passes.warm_up()
         try:
-            self._written.wait_for_rows()
-            rows = self._copy_rows()
-            streams = self._copy_index()
-            self._written.require_same_server()
+            final = self._copy_what_is_new(self._written.wait_for_rows())
         finally:
             with signals.held_back():
                 self._ours.delete_all()
-        final = streams.after(rows)
         self._backup.reporter.say(f"final pass, from snapshots: {final}")
         return self._passes.copied(warm, final, "snapshot")
 
-    def _copy_rows(self) -> PassResult:
-        """Copy the days that have changed, from a snapshot of each."""
-        now = self._passes.read()
-        days = changes.changed(self._passes.listing or changes.NOTHING, now)
-        return self._copy(days, now, (DATADB, INDEXDB))
+    def _copy_what_is_new(self, moment: Moment) -> PassResult:
+        """Copy the days that have changed since the warm passes, from a snapshot of each.
+
+        The snapshots of the moment are good for those that have not changed after them.
+        """
+        days = changes.changed(self._passes.listing or changes.NOTHING, moment.listing)
+        self._ours.keep(moment.snapshots)
+        good = {
+            day: snapshot
+            for day, snapshot in moment.snapshots.items()
+            if day in days and self._is_still(snapshot, moment.listing)
+        }
+        more = self._ours.make([day for day in days if day not in good])
+        rows = self._copy(days, {**good, **more}, moment.listing, (DATADB, INDEXDB))
+        if moment.has_index and not more:
+            return rows
+        return self._copy_index().after(rows)
+
+    def _is_still(self, snapshot: Snapshot, now: Listing) -> bool:
+        """Say whether `now` has what is in `snapshot`, and no more of its day."""
+        found = snapshots.tables(self._backup.host, self._path(snapshot))
+        return all(
+            now.tables.get(f"{PARTITIONS}/{snapshot.day}/{kind}", NONE).parts == table.parts
+            for kind, table in found.items()
+        )
 
     def _copy_index(self) -> PassResult:
         """Copy the index once more where it has changed: a row must not come without its stream.
@@ -90,7 +119,6 @@ class _Copying:
         In a snapshot the index is older than the rows, and what a merge holds in memory is not in it.
         """
         copied = self._passes.listing or changes.NOTHING
-        self._written.flush()
         now = self._written.wait_for_index()
         is_index = re.compile(rf"{PARTITIONS}/(.*)/{INDEXDB}")
         behind = [
@@ -100,14 +128,19 @@ class _Copying:
             and path in now.tables
             and now.tables[path].parts != table.parts
         ]
-        return self._copy(behind, copied, (INDEXDB,))
+        return self._copy(behind, self._ours.make(behind), copied, (INDEXDB,))
 
-    def _copy(self, days: Sequence[str], now: Listing, kinds: Sequence[str]) -> PassResult:
-        """Make the copy one of `now`, but with the tables of these `kinds` as in snapshots of `days`.
+    def _copy(
+        self,
+        days: Sequence[str],
+        made: Mapping[str, Snapshot],
+        now: Listing,
+        kinds: Sequence[str],
+    ) -> PassResult:
+        """Make the copy one of `now`, but with the tables of these `kinds` of `days` as in snapshots.
 
-        A day that is not attached any more, and is gone, is left out.
+        A day that has none is not attached any more: it is left out, and one that is gone meanwhile.
         """
-        made = self._ours.make(days)
         now = self._without(now, [day for day in days if day not in made])
         while True:
             try:

@@ -7,7 +7,7 @@ import re
 import socket
 import ssl
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse
@@ -63,6 +63,15 @@ class Metrics:
             return int(float(self.values[f"{name}{{{labels}}}"]))
         except (KeyError, ValueError, OverflowError):
             raise OperatorError(f"/metrics of VictoriaLogs has no {name} with {labels!r}") from None
+
+
+@dataclass(frozen=True)
+class Flush:
+    """A flush of the server's buffers `at` time.monotonic(), and its metrics and days of before that."""
+
+    at: float
+    before: Metrics
+    days: Collection[str]
 
 
 class Client:
