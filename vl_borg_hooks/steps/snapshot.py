@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from vl_borg_hooks.errors import OperatorError
@@ -20,6 +20,7 @@ from vl_borg_hooks.snapshots import written
 from vl_borg_hooks.snapshots.ours import Ours
 from vl_borg_hooks.snapshots.written import Moment, NotWritten, Written
 from vl_borg_hooks.steps.passes import Passes
+from vl_borg_hooks.stop_window.beforehand import require_startable
 from vl_borg_hooks.stop_window.window import refuse_second_stop
 from vl_borg_hooks.system import signals
 from vl_borg_hooks.transfer import PassResult
@@ -55,6 +56,8 @@ def make_copy(backup: Backup) -> Copied | None:
     except NotWritten as error:
         if backup.instance.consistency != "auto":
             raise
+        # The checks have not looked at it, because no stop was to come.
+        require_startable(backup)
         backup.consistency, backup.consistency_why = "stop", error.what
         backup.reporter.warn(f"VictoriaLogs is stopped for the final pass: {error.what}")
         return None
@@ -65,11 +68,13 @@ class _Copying:
 
     def __init__(self, backup: Backup, client: Client) -> None:
         self._backup = backup
+        self._client = client
         self._ours = Ours(backup, client)
-        present = set(stored.days(backup.host, backup.data_directory))
-        detached = sorted(present - client.attached_days())
+        detached = sorted(self._detached())
         self._passes = Passes(backup, without=detached)
-        self._written = Written(backup, client, self._ours, self._passes.read, backup.flush)
+        # Days that are left out since, as they were dropped or detached meanwhile.
+        self._gone: set[str] = set()
+        self._written = Written(backup, client, self._ours, self._read, backup.flush)
         if detached:
             backup.reporter.warn(
                 f"these days are detached, so they are not copied: {', '.join(detached)}"
@@ -79,6 +84,9 @@ class _Copying:
         """Make the copy; all snapshots are deleted when this returns or raises."""
         self._passes.look_at_copy()
         warm = self._passes.warm_up()
+        # Tasks to delete rows come before the rows: one that ends meanwhile has no more to delete after
+        # a restore, but one that is lost leaves what it has not come to yet.
+        self._passes.copy_others(self._read())
         try:
             final = self._copy_what_is_new(self._written.wait_for_rows())
         finally:
@@ -93,12 +101,12 @@ class _Copying:
         The snapshots of the moment are good for those that have not changed after them.
         """
         days = changes.changed(self._passes.listing or changes.NOTHING, moment.listing)
-        self._ours.keep(moment.snapshots)
         good = {
             day: snapshot
             for day, snapshot in moment.snapshots.items()
             if day in days and self._is_still(snapshot, moment.listing)
         }
+        self._ours.keep(good)
         more = self._ours.make([day for day in days if day not in good])
         rows = self._copy(days, {**good, **more}, moment.listing, (DATADB, INDEXDB))
         if moment.has_index and not more:
@@ -106,12 +114,41 @@ class _Copying:
         return self._copy_index().after(rows)
 
     def _is_still(self, snapshot: Snapshot, now: Listing) -> bool:
-        """Say whether `now` has what is in `snapshot`, and no more of its day."""
-        found = snapshots.tables(self._backup.host, self._path(snapshot))
+        """Say whether `snapshot` is there, and `now` has what is in it and no more of its day."""
+        try:
+            found = snapshots.tables(self._backup.host, self._path(snapshot))
+        except OperatorError:
+            return False
         return all(
             now.tables.get(f"{PARTITIONS}/{snapshot.day}/{kind}", NONE).parts == table.parts
             for kind, table in found.items()
         )
+
+    def _detached(self) -> set[str]:
+        """Return the days that are there and not attached; raises OperatorError if none is attached.
+
+        Or if the server has attached days that are not there: it is another one.
+        """
+        backup = self._backup
+        before = self._client.attached_days()
+        present = set(stored.days(backup.host, backup.data_directory))
+        attached = self._client.attached_days()
+        # One that is dropped or made meanwhile is in only one of the answers.
+        if (before & attached) - present or (present and not attached):
+            raise OperatorError(
+                f"the VictoriaLogs that answers at {self._client.url} has attached none of the days in "
+                f"{backup.instance.data_path}, or days that are not there",
+                hint="correct url if it is another server's, or attach the days",
+            )
+        return present - attached
+
+    def _read(self) -> Listing:
+        """Return what the data directory holds of the days that are attached now.
+
+        Of a day that is not attached, /metrics tells nothing, and what it has in memory is not known.
+        """
+        now = self._passes.read()
+        return self._without(now, now.partitions - self._client.attached_days())
 
     def _copy_index(self) -> PassResult:
         """Copy the index once more where it has changed: a row must not come without its stream.
@@ -156,12 +193,14 @@ class _Copying:
                 now = self._without(now, gone)
                 made = {day: made[day] for day in made if day not in gone}
 
-    def _without(self, now: Listing, days: Sequence[str]) -> Listing:
-        for day in days:
+    def _without(self, now: Listing, days: Collection[str]) -> Listing:
+        for day in sorted({*days} - self._gone):
             self._backup.reporter.warn(
                 f"{day} was dropped or detached meanwhile, so it is not in the copy"
             )
-        return changes.without(now, days)
+        # What was not attached at one moment may lack rows, whatever comes later.
+        self._gone.update(days)
+        return changes.without(now, self._gone)
 
     def _with_snapshots(
         self, now: Listing, made: Mapping[str, Snapshot], kinds: Sequence[str]
