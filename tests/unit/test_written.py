@@ -111,7 +111,7 @@ def test_what_is_seen_is_newer_than_the_flush(backup: Backup, server: Server) ->
     proof.wait_for_rows()
     assert server.asked == [
         *("metrics", "flush", "metrics", "delete"),
-        *("snapshots of 2 days", "snapshots of 2 days", "metrics"),
+        *("flush", "snapshots of 2 days", "snapshots of 2 days", "metrics"),
     ]
 
 
@@ -119,7 +119,9 @@ def test_a_server_with_rows_in_memory_is_made_to_write_them_first(
     proof: Written, server: Server
 ) -> None:
     proof.wait_for_rows()
-    assert server.asked == ["metrics", "flush", "snapshots of 2 days", "metrics"]
+    # What comes after the second flush is in a buffer when the metrics are asked for.
+    looked = ["flush", "snapshots of 2 days", "metrics"]
+    assert server.asked == ["metrics", "flush", *looked]
 
 
 def test_one_moment_with_nothing_in_memory_is_enough(proof: Written, server: Server) -> None:

@@ -11,8 +11,9 @@ partition that is asked later than another only makes its own moment later.
 The same goes for the index, which has the streams: `/metrics` counts its parts, on the disk and in memory
 together, and its lists of parts say how many are on the disk.
 
-Under ingestion such a moment is short. A snapshot of the days that change writes their parts, so it
-comes immediately after one, mostly.
+Under ingestion such a moment is short. After a flush, new rows wait in a buffer for a second, unless that
+gets full (some 2 MB). A snapshot of the days that change writes their parts. So after both of them such a
+moment comes, mostly.
 """
 
 from __future__ import annotations
@@ -145,7 +146,11 @@ class Written:
             before = self._read()
             written: Mapping[str, Snapshot] = {}
             # The second time writes what a merge has held at the first.
-            for _ in range(2 if tries > 1 else int(first)):
+            times = 2 if tries > 1 else int(first)
+            if times:
+                # So that nothing comes to the parts in memory until the metrics are asked for.
+                self._client.flush()
+            for _ in range(times):
                 written = self._ours.begin(_days(before, every=tries % ALL_DAYS_EACH == 0))
                 made += len(written)
             if what == "streams":
