@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ import psutil
 from tests.parts.command_service import write_service
 from tests.parts.site import Site
 from tests.parts.systemd import Systemd
+from tests.parts.tally import NOT_REACHED, TALLY
 from tests.parts.victoria_logs import LogServer, SteadyIngestion, server_argv
 from tests.parts.waiting import wait_until
 from tests.support import ALL_KILLS
@@ -37,25 +38,7 @@ LISTED_PROBLEMS = 6
 PLUGIN = Path(__file__).with_name("killer_plugin.py")
 # How long an open request can hold a stop up, a little less in fact.
 SLOW_STOP = "-http.maxGracefulShutdownDuration=4s"
-NOT_REACHED = "no fault: a line or process that was not come to again"
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
-
-
-@dataclass
-class Tally:
-    """What the whole session has survived."""
-
-    survived: Counter[str] = field(default_factory=Counter)
-    longest: float = 0.0
-    longest_at: str = ""
-
-    def count(self, what: str, recovery: float = 0.0, at: str = "") -> None:
-        self.survived[what] += 1
-        if recovery > self.longest:
-            self.longest, self.longest_at = recovery, at
-
-
-TALLY = Tally()
 
 
 @dataclass(frozen=True)

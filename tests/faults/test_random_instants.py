@@ -13,7 +13,6 @@ import pytest
 
 from tests.faults.conftest import MakeFlows
 from tests.faults.harness import (
-    TALLY,
     BackupFlow,
     Flow,
     StoppedPassFlow,
@@ -23,8 +22,12 @@ from tests.faults.harness import (
     start_unit,
 )
 from tests.parts.systemd import Systemd
+from tests.parts.tally import TALLY
 from tests.parts.waiting import wait_until
 from tests.support import ALL_KILLS
+
+# They share the machine with one another, six flows at once: with other such tests it is too much.
+pytestmark = pytest.mark.xdist_group("kills")
 
 INSTANTS = 1000 if ALL_KILLS else 100
 CONTROL_GROUPS = 100 if ALL_KILLS else 10
