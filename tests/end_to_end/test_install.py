@@ -243,35 +243,37 @@ def test_each_dependency_has_tests_that_run_with_its_lowest_version() -> None:
 
 
 def test_the_lowest_versions_of_all_dependencies_do(checkout: Path, tmp_path: Path) -> None:
-    python = str(environments.floors())
+    floors = environments.floors()
     (wheel,) = checkout.glob(WHEEL)
-    target = tmp_path / "target"
-    path = str(target)
-    pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps", "--quiet")
-    finished(*pip, "--target", str(target), str(wheel))
+    # On top of the environment that all checkouts share, one with our wheel.
+    own = tmp_path / "own"
+    python = str(own / "bin" / "python")
+    finished(str(floors), "-m", "venv", "--without-pip", str(own))
+    (shared,) = floors.parents[1].glob("lib/python3*/site-packages")
+    (packages,) = own.glob("lib/python3*/site-packages")
+    (packages / "floors.pth").write_text(f"{shared}\n")
+    pip = (str(floors), "-m", "pip", "--disable-pip-version-check", "--python", python)
+    finished(*pip, "install", "--quiet", "--no-deps", str(wheel))
     site = LockingSite(tmp_path / "site")
-    ours = (str(target / "bin" / "vl-borg-hooks"), "--config", str(site.config))
+    ours = (str(own / "bin" / "vl-borg-hooks"), "--config", str(site.config))
     with site.server:
         site.server.start()
-        assert finished(*ours, "--version", PYTHONPATH=path).strip() == __version__
-        finished(*ours, "config", "validate", PYTHONPATH=path)
-        finished(*ours, "before-create", "--dry-run", PYTHONPATH=path)
+        assert finished(*ours, "--version").strip() == __version__
+        finished(*ours, "config", "validate")
+        finished(*ours, "before-create", "--dry-run")
         assert not site.published
-        finished(*ours, "before-create", PYTHONPATH=path)
+        finished(*ours, "before-create")
         assert site.published
     files = sorted({f"tests/unit/test_{name}.py" for names in TESTS_OF.values() for name in names})
-    tests = finished(
-        *(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files), PYTHONPATH=path
-    )
+    tests = finished(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files)
     assert re.search(r"^\d+ passed", tests, re.MULTILINE), tests
 
 
-def finished(*argv: str, **environment: str) -> str:
+def finished(*argv: str) -> str:
     """What it prints; AssertionError with all it said if it fails."""
     done = subprocess.run(
         argv,
         cwd=ROOT,
-        env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
