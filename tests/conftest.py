@@ -22,6 +22,17 @@ from tests.parts.tally import TALLY, Tally
 from tests.parts.waiting import wait_until
 from tests.setup.victoria_logs import Found, Unusable, find, warning
 
+# Files whose tests never run at the same time, and why.
+KILLS = "six flows at once are enough for a machine"
+SERVICES = "borgmatic in a service has /tmp for its temporary files, as any other there"
+GROUPS = {
+    "tests/faults/test_kills.py": KILLS,
+    "tests/faults/test_random_instants.py": KILLS,
+    "tests/end_to_end/test_borgmatic_service.py": SERVICES,
+    "tests/end_to_end/test_leases.py": SERVICES,
+    "tests/end_to_end/test_install.py": "they share the wheel",
+}
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _programs_of_this_environment_first() -> None:
@@ -138,6 +149,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line("")
         for line in warning(found):
             terminalreporter.line(line, red=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker of pytest-xdist one test after another, and those of a group to only one.
+
+    By their files: pytest-xdist 3.8.0 does not see the groups of its own with pytest 9.2.
+    """
+    missing = [path for path in GROUPS if not (config.rootpath / path).exists()]
+    assert not missing, f"in GROUPS, but not there: {missing}"
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return GROUPS.get(nodeid.partition("::")[0], nodeid)
+
+    return Groups(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)

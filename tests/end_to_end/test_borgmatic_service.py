@@ -12,8 +12,6 @@ import pytest
 from tests.parts.site import Site
 
 BORGMATIC = str(Path(sys.executable).with_name("borgmatic"))
-# A service has /tmp for its temporary files: only one borgmatic at a time.
-pytestmark = pytest.mark.xdist_group("borgmatic in /tmp")
 
 # From borgmatic's sample/systemd/borgmatic.service, what concerns us.
 SANDBOX = {

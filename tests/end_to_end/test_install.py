@@ -18,9 +18,6 @@ from tests.parts.locking_site import LockingSite
 from tests.setup import environments
 from vl_borg_hooks import __version__
 
-# They share the wheel.
-pytestmark = pytest.mark.xdist_group("install")
-
 ROOT = Path(__file__).parents[2]
 WHEEL = "dist/*.whl"
 # How README's lines begin, in their order.

@@ -18,8 +18,6 @@ from tests.parts.slow_borg import SlowBorg
 from tests.parts.waiting import wait_until
 
 ROWS = [{"host": "a", "_msg": f"message {n}", "_time": "2026-01-02T00:00:00Z"} for n in range(20)]
-# A service has /tmp for its temporary files: only one borgmatic at a time.
-IN_TMP = pytest.mark.xdist_group("borgmatic in /tmp")
 
 
 @pytest.fixture
@@ -271,7 +269,6 @@ def test_a_call_from_afar_has_the_copy_until_it_is_given_back_from_anywhere(read
     ready.borgmatic("create")
 
 
-@IN_TMP
 def test_a_service_has_the_copy_from_its_first_command_to_its_last(ready: Site) -> None:
     name = f"plain-{ready.unit}"
     reads, may_go_on = ready.root / "reads", ready.root / "may-go-on"
@@ -314,7 +311,6 @@ ExecStopPost={hooks(ready, "after-create")}
     assert starts(ready) == before + 1
 
 
-@IN_TMP
 def test_a_service_that_has_ended_blocks_nobody(ready: Site) -> None:
     told = {"PATH": os.environ["PATH"], "HOME": ready.environment["HOME"]}
     made = ready.systemd.run_as_service(hooks(ready, "before-create").split(), told)

@@ -23,9 +23,6 @@ from tests.faults.killer_plugin import HOOKS
 from tests.parts.site import Site
 from tests.parts.tally import NOT_REACHED, TALLY
 
-# They share the machine with one another, six flows at once: with other such tests it is too much.
-pytestmark = pytest.mark.xdist_group("kills")
-
 OTHER_FAULTS = (*SIGNALS, "raise", "broken-output")
 FLOWS = pytest.mark.parametrize("kind", [BackupFlow, RestoreFlow], ids=["before-create", "restore"])
 

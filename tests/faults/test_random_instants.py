@@ -26,9 +26,6 @@ from tests.parts.tally import TALLY
 from tests.parts.waiting import wait_until
 from tests.support import ALL_KILLS
 
-# They share the machine with one another, six flows at once: with other such tests it is too much.
-pytestmark = pytest.mark.xdist_group("kills")
-
 INSTANTS = 1000 if ALL_KILLS else 100
 CONTROL_GROUPS = 100 if ALL_KILLS else 10
 FIRST_SEED = 20261122
