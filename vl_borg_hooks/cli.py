@@ -167,7 +167,7 @@ def _config_validate(arguments: argparse.Namespace) -> int:
         errors = validate.problems(loaded, instances)
         archived = validate.archived(loaded, instances, arguments.borgmatic_config)
         errors += archived.problems
-        notes = archived.notes
+        notes = archived.notes + ([] if errors else validate.recommendations(loaded, instances))
     except config.ConfigError as error:
         errors = list(error.errors)
     for problem in errors:

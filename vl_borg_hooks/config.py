@@ -223,7 +223,8 @@ class Instance(_Model):
     url: Annotated[str, AfterValidator(_url)] | None = None
     http_auth: HttpAuth | None = None
     auth_keys: AuthKeys = AuthKeys()
-    service: dict[str, Any]
+    consistency: Literal["stop", "snapshot", "auto"] = "stop"
+    service: dict[str, Any] = {}
     ssh_command: Argv = ("ssh",)
     stop_timeout: Seconds = 60
     start_timeout: Seconds = 120
@@ -419,7 +420,9 @@ def _conflicts(config: Config) -> Iterable[tuple[Location, str]]:
         if instance.name in names:
             yield (*here, "name"), f"there are two instances called {instance.name}"
         names.add(instance.name)
-        if len(instance.service) != 1:
+        if instance.consistency != "stop" and not instance.url:
+            yield (*here, "consistency"), f"{instance.consistency} needs url:, to ask VictoriaLogs"
+        if len(instance.service) != 1 and (instance.service or instance.consistency != "snapshot"):
             yield (
                 (*here, "service"),
                 "must name one service manager, such as systemd: victorialogs.service",

@@ -50,12 +50,12 @@ def make_copy(backup: Backup) -> None:
     if backup.found is ServiceState.STOPPED:
         copied = run.copy_stopped(FakeHooks())
     else:
-        run._look_at_copy()
+        run.look_at_copy()
         run._prepare_freezing()
         assert run.warm_up().bytes < LARGE_BYTES
         final = run.copy_in_window() or run._final_pass()
         Swap(backup.host, backup.data_directory).discard_leftovers()
-        copied = run._copied(None, final)
+        copied = run.copied(None, final, "frozen")
     publish.publish_copy(backup, copied)
     backup.last_manifest = backup.staging.manifest()
 

@@ -179,3 +179,21 @@ def test_freezing_is_impossible_where_no_link_can_be_made(tmp_path: Path, data: 
     elsewhere = Path("/dev/shm") / f"vl-borg-hooks-test-{os.getpid()}"
     assert not freeze.is_possible(LocalHost(), str(data), str(elsewhere))
     assert not elsewhere.exists()
+
+
+def test_the_days_that_changed_last_are_known_by_their_own_clock() -> None:
+    second = 1_000_000_000
+    listing = changes.Listing(
+        {
+            "partitions/20260101/datadb": changes.Table((), 100 * second),
+            "partitions/20260101/indexdb": changes.Table((), 10 * second),
+            "partitions/20260102/datadb": changes.Table((), 20 * second),
+            "partitions/20260103/datadb": changes.Table((), 95 * second),
+            "partitions/20260104/datadb": changes.Table((), 90 * second),
+        },
+        frozenset(),
+    )
+    assert changes.recent(listing, 10, 9) == ["20260101", "20260103", "20260104"]
+    assert changes.recent(listing, 10, 2) == ["20260101", "20260103"]
+    assert changes.recent(listing, 1000, 9) == ["20260101", "20260102", "20260103", "20260104"]
+    assert changes.recent(changes.NOTHING, 10, 9) == []

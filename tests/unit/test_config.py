@@ -76,6 +76,7 @@ def test_every_option_that_is_left_out_has_its_default(write: Write) -> None:
                 "url": None,
                 "http_auth": None,
                 "auth_keys": {"metrics": None, "force_flush": None, "partition_manage": None},
+                "consistency": "stop",
                 "service": {"systemd": "victorialogs.service"},
                 "ssh_command": ("ssh",),
                 "stop_timeout": 60,
@@ -287,7 +288,22 @@ def second(data: str = "/srv/data2", staging: str = "/srv/staging2", name: str =
         ),
         # Missing.
         (text(name=None), ["2: instances[0].name: is missing"]),
-        (text(service=None), ["2: instances[0].service: is missing"]),
+        (
+            text(service=None),
+            ["2: instances[0].service: must name one service manager, such as systemd:"],
+        ),
+        (
+            text(extra="consistency: snapshot"),
+            ["6: instances[0].consistency: snapshot needs url:, to ask VictoriaLogs"],
+        ),
+        (
+            text(extra="consistency: auto"),
+            ["6: instances[0].consistency: auto needs url:, to ask VictoriaLogs"],
+        ),
+        (
+            text(service=None, extra="consistency: auto\n    url: http://127.0.0.1:9428"),
+            ["2: instances[0].service: must name one service manager, such as systemd:"],
+        ),
         ("state_path: /x\n", ["instances: is missing"]),
         ("instances: []\n", ["1: instances: must have at least 1 in it"]),
         ("", ["must have keys of its own: instances, plugins, when_busy, state_path"]),

@@ -13,6 +13,7 @@ from tests.support import FAKE_SSH, make_backup, make_copy, make_data, make_rest
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.checks import Check
 from vl_borg_hooks.services import ServiceState
+from vl_borg_hooks.snapshots import offer
 from vl_borg_hooks.steps import ready
 from vl_borg_hooks.system.hosts import Owner
 from vl_borg_hooks.transfer import rsync
@@ -294,3 +295,66 @@ def test_what_answers_and_is_not_victorialogs_ends_the_restore(
     found = place.check("health")
     assert (found.ok, found.what) == (False, "VictoriaLogs runs, but /health answered with 404")
     assert found.hint.startswith("correct url")
+
+
+def test_without_a_service_manager_the_lock_says_whether_victorialogs_runs(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    options = {"service": {}, "consistency": "snapshot", "url": "http://127.0.0.1:1"}
+    backup = make_backup(tmp_path, **options)
+    assert backup.service.state() is ServiceState.STOPPED
+    with held(data):
+        assert backup.service.state() is ServiceState.RUNNING
+    with pytest.raises(OperatorError, match="because the config has no service: for it"):
+        backup.service.stop()
+
+
+@pytest.fixture
+def offered(monkeypatch: pytest.MonkeyPatch) -> list[OperatorError]:
+    """What is wrong with the snapshots that the server offers; nothing if it is empty."""
+    problems: list[OperatorError] = []
+
+    def require(target: object, client: object) -> None:
+        if problems:
+            raise problems[0]
+
+    monkeypatch.setattr(offer, "require_offered", require)
+    monkeypatch.setattr(offer, "require_hard_links", lambda target: None)
+    return problems
+
+
+@pytest.mark.parametrize(
+    ("wanted", "is_offered", "becomes", "why"),
+    [
+        ("stop", True, "stop", "consistency: stop in the config"),
+        ("stop", False, "stop", "consistency: stop in the config"),
+        ("auto", True, "snapshot", "VictoriaLogs offers snapshots"),
+        ("auto", False, "stop", "it offers no snapshots"),
+        ("snapshot", True, "snapshot", "consistency: snapshot in the config"),
+    ],
+)
+def test_how_the_copy_becomes_consistent_is_chosen_and_said(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    offered: list[OperatorError],
+    wanted: str,
+    is_offered: bool,
+    becomes: str,
+    why: str,
+) -> None:
+    with_client(monkeypatch, FakeClient({}))
+    backup = make_backup(tmp_path, consistency=wanted, url="http://127.0.0.1:1")
+    if not is_offered:
+        offered.append(OperatorError("it offers no snapshots"))
+    ready.choose(backup)
+    assert (backup.consistency, backup.consistency_why) == (becomes, why)
+
+
+def test_snapshots_that_the_config_wants_and_the_server_lacks_are_a_failed_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offered: list[OperatorError]
+) -> None:
+    with_client(monkeypatch, FakeClient({}))
+    offered.append(OperatorError("it offers no snapshots"))
+    backup = make_backup(tmp_path, consistency="snapshot", url="http://127.0.0.1:1")
+    with pytest.raises(OperatorError, match="it offers no snapshots"):
+        ready.choose(backup)
+    assert backup.consistency == "stop"

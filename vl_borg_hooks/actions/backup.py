@@ -20,6 +20,7 @@ from vl_borg_hooks.runs.caller import calling_process
 from vl_borg_hooks.runs.holder import Holder
 from vl_borg_hooks.runs.records import FORCE_RELEASE, Published
 from vl_borg_hooks.services import ServiceState
+from vl_borg_hooks.snapshots.ours import clean_up
 from vl_borg_hooks.staging.last_published import LastPublished
 from vl_borg_hooks.staging.manifest import Manifest
 from vl_borg_hooks.stop_window.found import describe_state
@@ -183,6 +184,7 @@ def _back_up_all(
         for backup in backups:
             with explained(backup):
                 recover(hooks, backup)
+                clean_up(backup)
                 started = time.monotonic()
                 _check(hooks, backup, look)
                 seconds = time.monotonic() - started
@@ -244,8 +246,9 @@ def _downtime(backup: Backup) -> str:
     if backup.found is ServiceState.STOPPED:
         return "VictoriaLogs was found stopped and stays stopped"
     if backup.downtime is None:
-        return "VictoriaLogs was not stopped"
-    return f"VictoriaLogs was away for {backup.downtime:.2f} s"
+        return f"VictoriaLogs was not stopped ({backup.consistency_why})"
+    why = f" ({backup.consistency_why})" if backup.instance.consistency == "auto" else ""
+    return f"VictoriaLogs was away for {backup.downtime:.2f} s{why}"
 
 
 def _refuse_leased(backup: Backup, holder: Holder) -> None:

@@ -14,6 +14,7 @@ from vl_borg_hooks.errors import Busy, InvalidCopy, OperatorError, unexpected
 from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.runs.records import RECOVERY, Journal
+from vl_borg_hooks.snapshots.ours import clean_up
 from vl_borg_hooks.stop_window import guard, window
 from vl_borg_hooks.stop_window.found import describe_state
 from vl_borg_hooks.stop_window.recovery import recover
@@ -124,8 +125,11 @@ def _say_what_is_left(hooks: Hooks, target: Target) -> None:
         return
     with explained(target):
         journal = target.records.journal()
-        if journal is None:
+        if target.records.has_snapshots:
+            target.reporter.result("a before-create was cut short: would delete its snapshots")
+        elif journal is None:
             target.reporter.result("nothing to recover")
+        if journal is None:
             return
         undo = "" if journal.replaced is None else "bring back the data that it replaced, and "
         done = "start" if journal.found_running else "stop"
@@ -146,11 +150,12 @@ def _recover(hooks: Hooks, target: Target, *, wait: bool) -> None:
     ):
         seconds = 0.0
         journal = records.journal()
-        if journal is None and not wait:
+        if journal is None and not wait and not records.has_snapshots:
             target.reporter.result("nothing to recover")
         elif journal is not None and journal.found_running:
             seconds = window.stop_may_come(target)
         recover(hooks, target)
+        clean_up(target)
         _drop_lease(target)
     # Without the run lock: a new backup does not have to wait for us.
     with explained(target):

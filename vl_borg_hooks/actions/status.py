@@ -80,6 +80,8 @@ class Overview:
         else:
             window = copy.downtime_seconds
             away = "not stopped for it" if window is None else f"away for {window:.2f} s"
+            if copy.consistency_why:
+                away += f" ({copy.consistency_why})"
             archived = (
                 f"staging copy: published {copy.created}, {copy.rows:,} rows, "
                 f"{human_bytes(copy.bytes)}; VictoriaLogs {away}, final pass {copy.final_pass}"
@@ -127,14 +129,14 @@ def _look(target: Target) -> Overview:
         manifest = None
     try:
         state = target.service.state()
-        if state is ServiceState.STOPPED:
+        if state is ServiceState.STOPPED and target.instance.service:
             # Or is it not even there?
             target.service.check()
         victorialogs = state.value
     except OperatorError as error:
         victorialogs = f"unknown: {error}"
     run = records.run_that_is_on()
-    unfinished = records.has_journal and not run
+    unfinished = (records.has_journal or records.has_snapshots) and not run
     return Overview(
         instance=target.name,
         service=target.service.description,

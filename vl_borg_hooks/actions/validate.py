@@ -19,6 +19,7 @@ from vl_borg_hooks.archiving.configuration import (
 from vl_borg_hooks.archiving.verdict import Judgement, Problem
 from vl_borg_hooks.config import ConfigError, describe
 from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.snapshots import offer
 
 if TYPE_CHECKING:
     from vl_borg_hooks.config import Instance, LoadedConfig
@@ -48,6 +49,24 @@ def problems(loaded: LoadedConfig, instances: Sequence[Instance]) -> list[str]:
                 for check in checks
                 if not check.ok
             ]
+    return found
+
+
+def recommendations(loaded: LoadedConfig, instances: Sequence[Instance]) -> list[str]:
+    """Return what would be better for `instances`, one line each."""
+    setting = Setting(loaded)
+    found = []
+    for instance in instances:
+        backup = setting.backup(instance)
+        if instance.consistency != "stop" or backup.client is None:
+            continue
+        with contextlib.suppress(OperatorError), backup.host.connected():
+            offer.require_offered(backup, backup.client)
+            offer.require_hard_links(backup)
+            found.append(
+                f"{instance.name}: VictoriaLogs {backup.client.version()} need not be stopped for a "
+                "backup: set consistency: snapshot"
+            )
     return found
 
 

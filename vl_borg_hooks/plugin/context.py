@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from pydantic import BaseModel
 
 from vl_borg_hooks.config import OptionsError
+from vl_borg_hooks.services.unmanaged import Unmanaged
 from vl_borg_hooks.transfer.progress import Reporter
 from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
 
@@ -157,6 +158,10 @@ class Backup(Target):
         self.staging = StagingCopy(Path(instance.staging_path))
         # The manifest of the staging copy as this run found it; None if it was not published.
         self.last_manifest: Manifest | None = None
+        # How the copy becomes consistent, and why so: see `consistency` in the config. Set by the
+        # checks.
+        self.consistency: Literal["stop", "snapshot"] = "stop"
+        self.consistency_why = ""
 
     @property
     def on_one_filesystem(self) -> bool:
@@ -219,7 +224,7 @@ class Copied:
     # The pass that made the copy consistent.
     final: PassResult
     # When that was: see `final_pass` in the config.
-    final_pass: Literal["frozen", "stopped"] = "stopped"
+    final_pass: Literal["frozen", "stopped", "snapshot"] = "stopped"
     # Whether the copy may share files with the data, as hard links.
     linked: bool = False
     # The last published copy, if it was looked at: what has not changed is not read again.
@@ -245,6 +250,8 @@ def _service(
     host: Host,
 ) -> ServiceManager:
     """Return the service manager that the config names for `instance`; raises ConfigError."""
+    if not instance.service:
+        return Unmanaged(host, instance.data_directory)
     index = loaded.config.instances.index(instance)
     ((kind, options),) = instance.service.items()
     location = ("instances", index, "service", kind)

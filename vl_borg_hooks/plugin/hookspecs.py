@@ -85,7 +85,8 @@ def make_copy(backup: Backup, hooks: Hooks) -> Copied | None:
     in the stop window may still take.
 
     Ours makes a warm pass, stops VictoriaLogs, keeps or copies what has changed, and starts it again.
-    It calls the hooks from `before_stop` to `after_start`. A plugin that needs VictoriaLogs stopped
+    It calls the hooks from `before_stop` to `after_start`. If `backup.consistency` is `snapshot`, it
+    stops nothing, and copies what has changed from snapshots that VictoriaLogs makes. A plugin that needs VictoriaLogs stopped
     uses `with vl_borg_hooks.stop_window.window.stop_window(hooks, backup):`, which stops it, calls
     the same hooks, holds its lock, and starts it again whatever happens; if it was found stopped, it
     only holds the lock. An exception ends the run; the staging copy stays unpublished.

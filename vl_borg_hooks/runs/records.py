@@ -74,6 +74,23 @@ class Published:
     config_sha256: str
 
 
+@dataclass(frozen=True)
+class Making:
+    """A snapshot of `day` that was asked for at `since` (since 1970); `known` are those before it."""
+
+    day: str
+    since: float
+    known: list[str]
+
+
+@dataclass(frozen=True)
+class SnapshotRecord:
+    """Snapshots that a run has made, by the server's paths, and those that it has asked for."""
+
+    made: list[str]
+    making: list[Making]
+
+
 class RunRecords:
     """What the runs on one instance leave for the next: a directory below `state_path`."""
 
@@ -255,6 +272,35 @@ class RunRecords:
     def release_lease(self) -> None:
         """Remove the lease of the staging copy; no error if there is none."""
         files.remove(self._lease)
+
+    @property
+    def _snapshots(self) -> Path:
+        return self.directory / "snapshots.json"
+
+    def note_snapshots(self, record: SnapshotRecord) -> None:
+        """Note which snapshots there are to delete; to be called before they are made."""
+        if record.made or record.making:
+            files.write_atomically(self._snapshots, json.dumps(asdict(record)).encode())
+        else:
+            files.remove(self._snapshots)
+
+    @property
+    def has_snapshots(self) -> bool:
+        """Whether a run has made snapshots that are not deleted yet; raises OperatorError."""
+        return files.exists(self._snapshots)
+
+    def snapshots(self) -> SnapshotRecord | None:
+        """Return which snapshots a run has left, None if it left none; raises InvalidCopy."""
+        if not self.has_snapshots:
+            return None
+        hint = "delete the snapshots that a run has left in partitions/*/snapshots, then remove that file"
+        try:
+            fields = files.read_json(self._snapshots, LARGEST_STATE_FILE)
+            return TypeAdapter(SnapshotRecord).validate_python(fields)
+        except InvalidCopy as error:
+            raise InvalidCopy(error.what, hint=hint) from None
+        except ValidationError:
+            raise InvalidCopy(f"{self._snapshots}: is no record of snapshots", hint=hint) from None
 
     @property
     def _published(self) -> Path:

@@ -69,13 +69,16 @@ class Manifest(BaseModel):
     final_seconds: float
     downtime_seconds: float | None
     # When the last changes were copied: see `final_pass` in the config.
-    final_pass: Literal["frozen", "stopped"]
+    final_pass: Literal["frozen", "stopped", "snapshot"]
     # Whether the staging copy may have shared files with the data, as hard links on one filesystem.
     linked: bool
     inventory_sha256: str
     # What was not clean about the stop before the final pass, empty if nothing was: then rows that
     # VictoriaLogs had acknowledged may be missing, in the copy and in the data.
     unclean_stop: Shown = ""
+    # How the copy became consistent, and why so: see `consistency` in the config.
+    consistency: Literal["stop", "snapshot"] = "stop"
+    consistency_why: Shown = ""
 
 
 def read(path: Path) -> Manifest:

@@ -6,7 +6,9 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
 
 from vl_borg_hooks.errors import CommandFailed, OperatorError
 from vl_borg_hooks.plugin import hookimpl
@@ -20,7 +22,7 @@ from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.transfer import PassResult, rsync, sharing
 from vl_borg_hooks.transfer.progress import human_bytes
 from vl_borg_hooks.victorialogs import changes, freeze, lock
-from vl_borg_hooks.victorialogs.layout import LOCK_FILE, NOT_COPIED, PARTITIONS
+from vl_borg_hooks.victorialogs.layout import DATADB, INDEXDB, LOCK_FILE, NOT_COPIED, PARTITIONS
 from vl_borg_hooks.victorialogs.parts import is_part, partition_of
 from vl_borg_hooks.victorialogs.swap import Swap, is_roots, refuse_planted
 
@@ -57,8 +59,10 @@ def make_copy(backup: Backup, hooks: Hooks) -> Copied:
 class Passes:
     """The passes of one backup, and what each pass knows about those before it."""
 
-    def __init__(self, backup: Backup) -> None:
+    def __init__(self, backup: Backup, without: Collection[str] = ()) -> None:
+        """`without` are partitions that are not copied: their files are not looked at."""
         self._backup = backup
+        self._without = frozenset(without)
         self._last = LastPublished.of(
             backup.staging, backup.last_manifest, backup.records.directory
         )
@@ -86,21 +90,21 @@ class Passes:
 
     def copy_stopped(self, hooks: Hooks) -> Copied:
         """Make the copy of a VictoriaLogs that was found stopped, while we hold its lock."""
-        self._look_at_copy()
+        self.look_at_copy()
         with stop_window(hooks, self._backup):
             backup = self._backup
-            now = changes.read(backup.host, backup.data_directory)
+            now = self.read()
             here = self._listed_here() or changes.NOTHING
             shared = self._share(backup.data_directory, changes.delta(here, now).copied)
             final = self._final_pass().after(shared)
         backup.reporter.say(f"final pass, as it was found stopped: {final}")
-        return self._copied(None, final)
+        return self.copied(None, final, "stopped")
 
     def copy_around_stop(self, hooks: Hooks) -> Copied:
         """Make the copy of a running VictoriaLogs: most of it before the stop."""
         backup = self._backup
         self._prepare_freezing()
-        self._look_at_copy()
+        self.look_at_copy()
         warm = self.warm_up()
         # Otherwise the kernel may write gigabytes just when VictoriaLogs stops and needs the disk
         # itself.
@@ -113,7 +117,7 @@ class Passes:
             final = self._final_pass()
         when = "frozen, after the start" if self._is_frozen else "while it was stopped"
         backup.reporter.say(f"final pass, {when}: {final}")
-        return self._copied(warm, final)
+        return self.copied(warm, final, "frozen" if self._is_frozen else "stopped")
 
     def copy_in_window(self) -> PassResult | None:
         """Keep what has changed by hard links, or copy it, while VictoriaLogs is stopped.
@@ -123,7 +127,7 @@ class Passes:
         """
         backup = self._backup
         if self.listing is not None:
-            now = changes.read(backup.host, backup.data_directory, self.listing)
+            now = self.read(self.listing)
             self._delta = changes.delta(self.listing, now)
         if self.can_freeze and self._delta is not None:
             freeze.freeze(backup.host, backup.data_directory, self._frozen, self._delta.copied)
@@ -131,11 +135,54 @@ class Passes:
             return None
         return self._final_pass()
 
-    def _copied(self, warm: PassResult | None, final: PassResult) -> Copied:
+    def read(self, before: changes.Listing | None = None) -> changes.Listing:
+        """Return what the data directory holds now; see changes.read. Raises OperatorError."""
+        backup = self._backup
+        now = changes.read(backup.host, backup.data_directory, before)
+        return changes.without(now, self._without)
+
+    def copy_from(self, sources: Mapping[str, str], now: changes.Listing) -> PassResult:
+        """Copy what `now` has and the warm passes have not, from elsewhere; remove what it lacks.
+
+        `sources` are directories on the host, by the partition that they hold a state of. What is
+        beside the tables of a partition is not copied again. Raises OperatorError.
+        """
+        backup, done = self._backup, PassResult(0, 0, 0)
+        before = self.listing or changes.NOTHING
+        new = changes.delta(before, now).copied
+        for partition, source in sources.items():
+            top = f"{PARTITIONS}/{partition}"
+            tables = (f"{top}/{DATADB}/", f"{top}/{INDEXDB}/")
+            paths = [path.removeprefix(f"{top}/") for path in new if path.startswith(tables)]
+            if not paths:
+                continue
+            copy = backup.staging.data / top
+            copy.mkdir(mode=0o755, exist_ok=True)
+            shared = self._share(source, paths, copy=copy)
+            done = rsync.copy(
+                (backup.host, source),
+                (LocalHost(), str(copy)),
+                name="final pass",
+                reporter=backup.reporter,
+                only=paths,
+            ).after(shared.after(done))
+        for partition in LocalHost().entries(str(backup.staging.data / PARTITIONS)):
+            if partition not in now.partitions:
+                LocalHost().remove_tree(str(backup.staging.data / PARTITIONS / partition))
+        self.listing = now
+        return done
+
+    def copied(
+        self,
+        warm: PassResult | None,
+        final: PassResult,
+        final_pass: Literal["frozen", "stopped", "snapshot"],
+    ) -> Copied:
+        """Return how the copy was made."""
         return Copied(
             warm=warm,
             final=final,
-            final_pass="frozen" if self._is_frozen else "stopped",
+            final_pass=final_pass,
             linked=self._backup.on_one_filesystem,
             last_published=self._last,
         )
@@ -155,7 +202,7 @@ class Passes:
                 hint="set final_pass: auto, or let this user write there",
             )
 
-    def _look_at_copy(self) -> None:
+    def look_at_copy(self) -> None:
         """Find out whether the last copy is as it was published: then only what is new is copied.
 
         A file that is not is removed, so that a pass copies it again, whatever its size and time.
@@ -197,11 +244,10 @@ class Passes:
 
     def _gone(self) -> Callable[[str], bool]:
         """Return what says whether a directory of the copy is gone from the data."""
-        backup = self._backup
         here = self._listed_here()
         if here is None:
             return lambda _: False
-        now = changes.read(backup.host, backup.data_directory)
+        now = self.read()
         parts = set(changes.gone_parts(here, now))
         partitions = here.partitions - now.partitions
         return lambda path: path in parts or partition_of(path) in partitions
@@ -216,7 +262,7 @@ class Passes:
         done = PassResult(0, 0, 0)
         for _ in range(MOST_WARM_PASSES):
             self._listed_before = self.listing
-            self.listing = changes.read(backup.host, backup.data_directory)
+            self.listing = self.read()
             warm = self.warm_pass()
             backup.reporter.say(f"warm pass: {warm}")
             done = warm.after(done)
@@ -250,7 +296,7 @@ class Passes:
         done = self._warm().after(shared)
         if self._way is sharing.hard_link and done.bytes > MUCH_COPIED_BYTES:
             # A merge has ended in between: what the pass has copied becomes links too.
-            later = changes.read(backup.host, backup.data_directory)
+            later = self.read()
             everything = changes.delta(changes.NOTHING, later).copied
             done = self._share(backup.data_directory, everything, idle=True).after(done)
         return done
@@ -280,12 +326,16 @@ class Passes:
         """
         return any((self._backup.staging.data / path).is_dir() for path in now.others)
 
-    def _share(self, source: str, paths: Sequence[str], *, idle: bool = False) -> PassResult:
-        """Share `paths` in `source` with the copy, if that is possible; rsync then finds them there.
+    def _share(
+        self, source: str, paths: Sequence[str], *, copy: Path | None = None, idle: bool = False
+    ) -> PassResult:
+        """Share `paths` in `source` with `copy`, if that is possible; rsync then finds them there.
 
-        With `idle`, only when nothing else needs the processor and the disk.
+        `copy` is the whole copy, if it is not given. With `idle`, only when nothing else needs the
+        processor and the disk.
         """
-        way, copy, reporter = self._way, str(self._backup.staging.data), self._backup.reporter
+        way, reporter = self._way, self._backup.reporter
+        copy = copy or self._backup.staging.data
         if way is None or not paths:
             return PassResult(0, 0, 0)
         files = size = 0
@@ -309,7 +359,7 @@ class Passes:
             name = "warm pass" if idle else "final pass"
             showing = contextlib.nullcontext(lambda _: None)
             with reporter.counting(name, "linked", total) if left is None else showing as add:
-                sharing.share(unless_ended, source, copy, paths, on_file)
+                sharing.share(unless_ended, source, str(copy), paths, on_file)
 
         try:
             if idle:
@@ -336,7 +386,7 @@ class Passes:
             (LocalHost(), str(backup.staging.data)),
             name="warm pass",
             reporter=backup.reporter,
-            exclude=NOT_COPIED,
+            exclude=(*NOT_COPIED, *(f"/{PARTITIONS}/{name}/" for name in self._without)),
             only=only,
             checksum=self._is_unknown and only is None,
             all_new=all_new,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import datetime, timezone
 
-from vl_borg_hooks.errors import InvalidCopy, OperatorError
+from vl_borg_hooks.errors import InvalidCopy, OperatorError, printable
 from vl_borg_hooks.plugin import hookimpl
 from vl_borg_hooks.plugin.context import Backup, Copied
 from vl_borg_hooks.staging import verify
@@ -75,6 +75,8 @@ def publish_copy(backup: Backup, copied: Copied) -> Manifest:
         linked=copied.linked,
         inventory_sha256=totals.sha256,
         unclean_stop=backup.stop.unclean,
+        consistency=backup.consistency,
+        consistency_why=printable(backup.consistency_why),
     )
     staging.use_new_inventory()
     staging.publish(manifest)

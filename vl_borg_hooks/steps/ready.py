@@ -11,6 +11,7 @@ from vl_borg_hooks.plugin.checks import Check, check
 from vl_borg_hooks.plugin.context import Backup, Restore, Target
 from vl_borg_hooks.runs.records import Expected
 from vl_borg_hooks.services import ServiceState
+from vl_borg_hooks.snapshots import offer
 from vl_borg_hooks.stop_window import proof
 from vl_borg_hooks.stop_window.beforehand import require_startable, require_url
 from vl_borg_hooks.stop_window.found import answering, find_state, refuse_other_server
@@ -34,18 +35,24 @@ def backup_checks(backup: Backup) -> Iterator[Check]:
     data_path = check("data path", lambda: _data_path(backup))
     yield data_path
     yield check("working directory", lambda: _working_directory(backup))
-    service = check("service manager", lambda: _service(backup))
-    yield service
-    yield check("url", lambda: _url(backup))
-    if not (data_path.ok and service.ok):
+    url = check("url", lambda: _url(backup))
+    is_managed = True
+    if backup.instance.service:
+        service = check("service manager", lambda: _service(backup))
+        yield service
+        is_managed = service.ok
+    yield url
+    if not (data_path.ok and is_managed):
         return
     state = check("VictoriaLogs", lambda: _found(backup))
     yield state
     if state.ok and backup.found is ServiceState.RUNNING:
-        url = check("health", lambda: _health(backup))
-        yield url
-        if url.ok:
-            yield check("next start", lambda: _next_start(backup))
+        health = check("health", lambda: _health(backup))
+        yield health
+        if health.ok:
+            yield check("consistency", lambda: choose(backup))
+            if backup.consistency == "stop":
+                yield check("next start", lambda: _next_start(backup))
 
 
 @hookimpl
@@ -140,6 +147,29 @@ def _health_before_restore(restore: Restore) -> str:
             f"{error.what}; if the restore then can't prove itself, stop VictoriaLogs and add --start"
         )
         return error.what
+
+
+def choose(backup: Backup) -> str:
+    """Set how the copy becomes consistent; raises OperatorError if it can't be as the config says.
+
+    With `consistency: auto`, that is by snapshots if VictoriaLogs offers them, else by a stop.
+    """
+    wanted, client = backup.instance.consistency, backup.client
+    backup.consistency_why = f"consistency: {wanted} in the config"
+    if wanted == "stop" or client is None:
+        return "the final pass is made while VictoriaLogs is stopped"
+    try:
+        offer.require_offered(backup, client)
+        offer.require_hard_links(backup)
+    except OperatorError as error:
+        if wanted == "snapshot":
+            raise
+        backup.consistency_why = error.what
+        return f"VictoriaLogs is stopped for the final pass: {error.what}"
+    backup.consistency = "snapshot"
+    if wanted == "auto":
+        backup.consistency_why = "VictoriaLogs offers snapshots"
+    return "VictoriaLogs is not stopped, because the final pass is made from snapshots"
 
 
 def _next_start(backup: Backup) -> str:

@@ -10,8 +10,8 @@ partition show that nothing is new in it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.system.hosts import Host, Tree
@@ -83,6 +83,46 @@ def read(host: Host, data_directory: str, before: Listing | None = None) -> List
         return _read(tree, before)
     except (OSError, ValueError) as error:
         raise OperatorError(f"could not list {data_directory}: {error}") from None
+
+
+def without(listing: Listing, partitions: Collection[str]) -> Listing:
+    """Return `listing` without these `partitions`."""
+    if not partitions:
+        return listing
+
+    def is_kept(path: str) -> bool:
+        top, _, rest = path.partition("/")
+        return top != PARTITIONS or rest.partition("/")[0] not in partitions
+
+    return replace(
+        listing,
+        tables={path: table for path, table in listing.tables.items() if is_kept(path)},
+        others=frozenset(filter(is_kept, listing.others)),
+    )
+
+
+def changed(before: Listing, now: Listing) -> list[str]:
+    """Return the partitions of `now` that are not as in `before`, oldest first."""
+    names = {
+        path.split("/")[1]
+        for path, table in now.tables.items()
+        if path not in before.tables or before.tables[path].parts != table.parts
+    }
+    return sorted(names)
+
+
+def recent(listing: Listing, seconds: float, most: int) -> list[str]:
+    """Return the partitions that changed at most `seconds` before the newest change, oldest first.
+
+    If they are more than `most`, those that changed last.
+    """
+    changed_at: dict[str, int] = {}
+    for path, table in listing.tables.items():
+        name = path.split("/")[1]
+        changed_at[name] = max(changed_at.get(name, 0), table.modified)
+    oldest = max(changed_at.values(), default=0) - seconds * 1e9
+    names = sorted(changed_at, key=lambda name: changed_at[name])[-most:]
+    return sorted(name for name in names if changed_at[name] >= oldest)
 
 
 def delta(before: Listing, now: Listing) -> Delta:

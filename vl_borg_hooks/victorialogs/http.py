@@ -31,6 +31,14 @@ class Unanswered(OperatorError):
     """What is there gives no answer, or can't serve (HTTP 5xx), as a proxy whose server is down."""
 
 
+class Refused(OperatorError):
+    """The answer is an HTTP `status` that is no success, and not the server's own failure."""
+
+    def __init__(self, what: str, status: int, *, hint: str) -> None:
+        super().__init__(what, hint=hint)
+        self.status = status
+
+
 class NotVictoriaLogs(OperatorError):
     """What answers is not VictoriaLogs, or one that has no data of its own."""
 
@@ -227,10 +235,11 @@ class Client:
         except urllib.error.HTTPError as error:
             needs_key = error.code == HTTPStatus.UNAUTHORIZED and option
             is_ill = error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
-            raise (Unanswered if is_ill else OperatorError)(
-                f"{self.url}{path} answered with {error}",
-                hint=f"see auth_keys: {option}: in the config, or http_auth:" if needs_key else "",
-            ) from None
+            what = f"{self.url}{path} answered with {error}"
+            if is_ill:
+                raise Unanswered(what) from None
+            hint = f"see auth_keys: {option}: in the config, or http_auth:" if needs_key else ""
+            raise Refused(what, error.code, hint=hint) from None
         except (OSError, HTTPException, ValueError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             is_nobody = isinstance(reason, (ConnectionRefusedError, socket.gaierror))
