@@ -57,7 +57,8 @@ def environment(name: str, requirements: Sequence[str], python: str = sys.execut
         pip = (str(path / "bin/python"), "-m", "pip", "--disable-pip-version-check")
         _run(*pip, "install", "--quiet", *requirements)
 
-    made_of = f"{_output(python, '-VV')}{shlex.join(requirements)}\n"
+    version = _output(python, "-c", "import sys; print(sys.version)")
+    made_of = f"{version}{shlex.join(requirements)}\n"
     return _made(name, made_of, "bin/python", make)
 
 
