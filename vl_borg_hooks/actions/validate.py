@@ -60,15 +60,14 @@ def recommendations(loaded: LoadedConfig, instances: Sequence[Instance]) -> list
     found = []
     for instance in instances:
         backup = setting.backup(instance)
-        if instance.consistency != "stop" or backup.client is None:
-            continue
         with contextlib.suppress(OperatorError), backup.host.connected():
-            offer.require_offered(backup, backup.client)
-            offer.require_hard_links(backup)
-            found.append(
-                f"{instance.name}: VictoriaLogs {backup.client.version()} need not be stopped for a "
-                "backup: set consistency: snapshot"
-            )
+            if instance.consistency == "stop" and backup.client:
+                offer.require_offered(backup, backup.client)
+                offer.require_hard_links(backup)
+                found.append(
+                    f"{instance.name}: VictoriaLogs {backup.client.version()} need not be stopped for "
+                    "a backup: set consistency: snapshot"
+                )
     return found
 
 
