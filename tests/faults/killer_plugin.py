@@ -9,6 +9,7 @@ VL_FAULTS_DO      the fault: the name of a signal that we send ourselves, or a k
 VL_FAULTS_RUN     for `run`: a JSON list, the command to run at that event
 VL_FAULTS_FIRED   file that is given the moment of the fault, in monotonic time
 VL_FAULTS_ALWAYS  an event without its number: raise an exception each time, in the guard too
+VL_FAULTS_HTTP    if set, each request to the server is an event too
 VL_FAULTS_LINES   if set, the first time that each line of the package is reached is an event too
 """
 
@@ -35,6 +36,7 @@ from vl_borg_hooks.runs import records
 from vl_borg_hooks.steps import passes
 from vl_borg_hooks.system import commands, files, local, processes
 from vl_borg_hooks.transfer import rsync
+from vl_borg_hooks.victorialogs import http
 
 MESSAGE = "what nobody expected"
 HOOKS = [name for name, value in vars(hookspecs).items() if hasattr(value, "vl_borg_hooks_spec")]
@@ -176,6 +178,11 @@ if ACTIVE:
     # `pass warm pass start #1`
     _wrap_call(rsync, "copy", lambda *_, name, **__: f"pass {name}")
     _wrap_call(passes.Passes, "copy_in_window", lambda *_: "in the window")
+    if "VL_FAULTS_HTTP" in os.environ:
+        # `http partition/snapshot/create start #1`
+        _wrap_call(
+            http.Client, "_request", lambda _, path, **__: f"http {path.replace('/internal/', '')}"
+        )
     if "VL_FAULTS_LINES" in os.environ:
         sys.settrace(_trace)
         _frame: FrameType | None = sys._getframe()

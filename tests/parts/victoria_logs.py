@@ -6,6 +6,7 @@ import http.client
 import json
 import re
 import signal
+import ssl
 import subprocess
 import threading
 import time
@@ -18,13 +19,10 @@ from types import TracebackType
 from typing import final
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import BaseHandler, HTTPSHandler, ProxyHandler, Request, build_opener
 
 from tests.parts.processes import spawn
 from tests.parts.waiting import wait_until
-
-# A proxy from the environment must never see the requests to loopback.
-_opener = build_opener(ProxyHandler({}))
 
 # Without this type the server takes the lines for a form, answers 200 and stores nothing.
 _JSON_LINES = {"Content-Type": "application/stream+json"}
@@ -40,17 +38,36 @@ class RequestRefused(Exception):
 
 
 class LogServer:
-    """Client of a server at `url`; every method raises RequestRefused when it has no answer."""
+    """Client of a server at `url`; every method raises RequestRefused when it has no answer.
 
-    def __init__(self, url: str, timeout: float = 30) -> None:
+    `ca_file`, `headers` and `flush_key` are what a server with TLS, a password and -forceFlushAuthKey
+    asks for.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        timeout: float = 30,
+        *,
+        ca_file: Path | None = None,
+        headers: Mapping[str, str] | None = None,
+        flush_key: str = "",
+    ) -> None:
         self.url, self._timeout = url.rstrip("/"), timeout
+        self._headers = dict(headers or {})
+        self._flush_form = urlencode({"authKey": flush_key}).encode() if flush_key else None
+        # A proxy from the environment must never see the requests to loopback.
+        handlers: list[BaseHandler] = [ProxyHandler({})]
+        if ca_file:
+            handlers.append(HTTPSHandler(context=ssl.create_default_context(cafile=ca_file)))
+        self._opener = build_opener(*handlers)
 
     def _request(
         self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> str:
-        request = Request(self.url + path, body, dict(headers or {}))
+        request = Request(self.url + path, body, {**self._headers, **(headers or {})})
         try:
-            with _opener.open(request, timeout=self._timeout) as answer:
+            with self._opener.open(request, timeout=self._timeout) as answer:
                 text: str = answer.read().decode()
                 return text
         except HTTPError as error:
@@ -94,7 +111,7 @@ class LogServer:
 
     def flush(self) -> None:
         """Make acknowledged rows visible to queries."""
-        self._request("/internal/force_flush")
+        self._request("/internal/force_flush", self._flush_form)
 
     def merge(self) -> None:
         """Ask for all parts to be merged; the real server does so in the background."""
@@ -107,9 +124,9 @@ class LogServer:
     @contextmanager
     def tail(self) -> Iterator[None]:
         """Have a live tail open in the block: the real server waits for it before it stops."""
-        request = Request(f"{self.url}/select/logsql/tail?query=*")
+        request = Request(f"{self.url}/select/logsql/tail?query=*", headers=self._headers)
         try:
-            answer = _opener.open(request, timeout=self._timeout)
+            answer = self._opener.open(request, timeout=self._timeout)
         except (URLError, OSError, http.client.HTTPException) as error:
             raise RequestRefused(f"{request.full_url}: {error}") from error
         with answer:

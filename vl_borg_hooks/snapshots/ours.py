@@ -25,8 +25,9 @@ from vl_borg_hooks.victorialogs.snapshots import Snapshot
 # How long one may take: the server writes what is in memory, and links the parts of a day. It deletes
 # what it made if we have gone by then.
 SNAPSHOT_SECONDS = 60
-# Its name has the time at which the server began to make it: soon after it was asked.
-BEGIN_SECONDS = 10
+# Its name has the time at which the server began to make it: at once after it was asked, mostly. What
+# others have made later than this is never taken for ours.
+BEGIN_SECONDS = 3
 # How far the clock of the server's host may be from ours, if it is another one.
 CLOCK_SECONDS = 5
 # After this time, the server has finished the one that it was asked for, or given it up.
@@ -208,15 +209,15 @@ def delete(target: Target, client: Client | None, snapshot: Snapshot, *, is_whol
 def _unrecorded(target: Target, wanted: Making, made: set[str]) -> list[Snapshot]:
     """Return what the server has made for us that no record names, if anything.
 
-    Others may have made some since. Ours is the one that the server has made next, which its number
-    says. If that can't be told, all are left.
+    Others may have made some since. Ours was begun at once, and is the one that the server has made
+    next, which its number says. If that can't be told, all are left.
     """
     directory = f"{target.data_directory}/{PARTITIONS}/{wanted.day}/{SNAPSHOTS}"
     names = set(target.host.entries(directory)) - {*wanted.known, *made}
     found = [snapshot for name in sorted(names) for snapshot in _at(f"{directory}/{name}")]
+    found = [snapshot for snapshot in found if _may_be(target, snapshot, wanted)]
     if wanted.after:
         return [snapshot for snapshot in found if snapshot.number == wanted.after + 1]
-    found = [snapshot for snapshot in found if _may_be(target, snapshot, wanted)]
     if len(found) > 1:
         target.reporter.warn(
             f"one of the snapshots {', '.join(one.name for one in found)} in {directory} may be left "
