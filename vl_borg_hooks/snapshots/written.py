@@ -23,7 +23,7 @@ from collections.abc import Callable
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.snapshots.ours import Ours
-from vl_borg_hooks.victorialogs import changes
+from vl_borg_hooks.victorialogs import changes, lock
 from vl_borg_hooks.victorialogs.changes import NOTHING, Listing
 from vl_borg_hooks.victorialogs.http import Client, Metrics
 from vl_borg_hooks.victorialogs.layout import INDEXDB
@@ -64,6 +64,7 @@ class Written:
         self._is_idle = metrics.number(*_ROWS_IN_MEMORY) == 0
         metrics.number(_INDEX_PARTS)
         self._started = metrics.number(_STARTED)
+        self._process = lock.holder(target.host, target.data_directory)
 
     def flush(self) -> None:
         """Let the server gather what it has in its buffers: what follows is about all until now."""
@@ -97,7 +98,11 @@ class Written:
 
     def require_same_server(self, metrics: Metrics | None = None) -> None:
         """Raise OperatorError if VictoriaLogs was restarted: what it had in memory may be lost."""
-        if (metrics or self._client.metrics()).number(_STARTED) != self._started:
+        is_same = (metrics or self._client.metrics()).number(_STARTED) == self._started
+        if is_same and metrics is None:
+            # It tells whole seconds only, and it may have started just before us.
+            is_same = lock.holder(self._target.host, self._target.data_directory) == self._process
+        if not is_same:
             raise OperatorError(
                 "VictoriaLogs was restarted during the backup, so what it had in memory may be lost",
                 hint="run it again",
