@@ -28,6 +28,7 @@ SERVICES = "borgmatic in a service has /tmp for its temporary files, as any othe
 GROUPS = {
     "tests/faults/test_kills.py": KILLS,
     "tests/faults/test_random_instants.py": KILLS,
+    "tests/faults/test_snapshot_faults.py": KILLS,
     "tests/end_to_end/test_borgmatic_service.py": SERVICES,
     "tests/end_to_end/test_leases.py": SERVICES,
     "tests/end_to_end/test_install.py": "they share the wheel",

@@ -148,6 +148,10 @@ def _delete(
     deleted: list[Snapshot] = []
     left = SnapshotRecord([], [])
     for snapshot in made:
+        if left.made:
+            # If it hangs, it is waited for once only. None is lost: they are recorded.
+            left.made.append(snapshot.server_path)
+            continue
         problem = delete(target, client, snapshot, is_whole=True)
         if problem:
             target.reporter.warn(problem)

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.snapshots.ours import Ours
-from vl_borg_hooks.victorialogs import changes
+from vl_borg_hooks.victorialogs import changes, lock
 from vl_borg_hooks.victorialogs.changes import Listing
 from vl_borg_hooks.victorialogs.http import Client, Flush, Metrics
 from vl_borg_hooks.victorialogs.layout import INDEXDB
@@ -92,7 +92,7 @@ class Written:
         `flush` is one that was made in this run; without it, it is made now. Raises OperatorError.
         """
         self._target, self._client, self._ours, self._read = target, client, ours, read
-        self._flush = flush or begin(client)
+        self._flush = flush or begin(target, client)
         self._asked_at = self._flush.at
         before = self._flush.before
         # Raises if this is not a server that tells.
@@ -132,6 +132,16 @@ class Written:
         self._target.reporter.say(f"all streams of before are on VictoriaLogs' disk: {look.so_far}")
         return look.before
 
+    def _require_same_server(self, metrics: Metrics) -> None:
+        """Raise OperatorError if VictoriaLogs was restarted: what it had in memory may be lost."""
+        # The time of its start is in whole seconds, and it may have been started just before us.
+        process = lock.holder(self._target.host, self._target.data_directory)
+        if metrics.number(_STARTED) != self._started or process != self._flush.process:
+            raise OperatorError(
+                "VictoriaLogs was restarted during the backup, so what it had in memory may be lost",
+                hint="run it again",
+            )
+
     def _looks(self, what: str, *, first: bool) -> Iterator[_Look]:
         """Yield what is seen after VictoriaLogs was made to write what is in memory, once a second.
 
@@ -157,12 +167,7 @@ class Written:
                 before = self._read()
             self._asked_at = time.monotonic()
             metrics = self._client.metrics()
-            if metrics.number(_STARTED) != self._started:
-                raise OperatorError(
-                    "VictoriaLogs was restarted during the backup, so what it had in memory may be "
-                    "lost",
-                    hint="run it again",
-                )
+            self._require_same_server(metrics)
             seconds = time.monotonic() - started
             so_far = f"seen after {seconds:.2f} s, with {made} short snapshots"
             yield _Look(metrics, before, written, so_far)
@@ -175,14 +180,15 @@ class Written:
                 )
 
 
-def begin(client: Client) -> Flush:
+def begin(target: Target, client: Client) -> Flush:
     """Let the server gather what it has in its buffers: a proof is about all until then.
 
     Raises OperatorError.
     """
+    process = lock.holder(target.host, target.data_directory)
     before, days = client.metrics(), client.attached_days()
     client.flush()
-    return Flush(time.monotonic(), before, days)
+    return Flush(time.monotonic(), before, days, process)
 
 
 def _days(now: Listing, *, every: bool) -> list[str]:

@@ -41,7 +41,7 @@ def before_backup(backup: Backup) -> None:
     """
     if backup.instance.consistency != "stop":
         with contextlib.suppress(OperatorError):
-            backup.flush = written.begin(backup.client) if backup.client else None
+            backup.flush = written.begin(backup, backup.client) if backup.client else None
 
 
 @hookimpl

@@ -67,11 +67,15 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Flush:
-    """A flush of the server's buffers `at` time.monotonic(), and its metrics and days of before that."""
+    """A flush of the server's buffers `at` time.monotonic(), and what was known of it before that.
+
+    That is its metrics, its attached days, and its process on its host, None if that is not known.
+    """
 
     at: float
     before: Metrics
     days: Collection[str]
+    process: int | None
 
 
 class Client:
