@@ -169,7 +169,7 @@ for _name in HOOKS:
     globals()[f"wrap_{_name}"] = _wrap_hook(_name)
 
 if "VL_FAULTS_BLIND" in os.environ:
-    beforehand._has_our_root = lambda *_: False  # type: ignore[assignment]
+    beforehand._has_our_root = lambda *_: False
 
 if ACTIVE:
     _wrap_call(commands, "run", _command)

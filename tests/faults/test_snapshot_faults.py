@@ -23,20 +23,20 @@ from tests.faults.harness import (
     NEW,
     OLD,
     SIGNALS,
-    TALLY,
     BackupFlow,
     Fault,
+    Flow,
     Killer,
     command_line,
     copy_is_whole_or_unpublished,
     leftovers,
-    messages,
     server_process,
     share_out,
 )
 from tests.faults.test_other_faults import at, lines_script
 from tests.parts.disk import SmallDisk
 from tests.parts.site import Site
+from tests.parts.tally import TALLY
 from tests.parts.victoria_logs import LogServer, VictoriaLogsProcess
 from tests.parts.waiting import wait_until
 from tests.setup.victoria_logs import Found
@@ -66,11 +66,11 @@ def ask(site: Site, path: str, **form: str) -> str:
         return text
 
 
-def asking(site: Site, script: str, path: str, **form: str) -> tuple[str, ...]:
+def asking(site: Site, script: str, path: str, /, **form: str) -> tuple[str, ...]:
     """A command that asks the same."""
     return lines_script(
         site,
-        script,
+        f"{script}.py",
         "from urllib.request import ProxyHandler, build_opener",
         f"url = {f'{site.server.url}/internal/partition/{path}'!r}",
         f"build_opener(ProxyHandler({{}})).open(url, {urlencode(form).encode()!r}).read()",
@@ -180,7 +180,7 @@ def test_sigkill_at_every_event(make_flows: MakeFlows) -> None:
     events = events if ALL_KILLS else list(filter(is_chosen, events))
     assert len(events) >= 30
 
-    def survive(flow: BackupFlow, event: str) -> None:
+    def survive(flow: Flow, event: str) -> None:
         flow.survive(Fault(event))
 
     share_out(flows, events, survive)

@@ -10,7 +10,7 @@ itself; we remove one only if it is whole and the server refuses, or if no serve
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vl_borg_hooks.errors import OperatorError
@@ -52,13 +52,20 @@ class Ours:
         Raises OperatorError, also if the data path does not have what the server made.
         """
         made = self.begin(days)
+        self.keep(made)
+        return made
+
+    def keep(self, made: Mapping[str, Snapshot]) -> None:
+        """Note what `begin` has made, to copy it.
+
+        Raises OperatorError, also if the data path does not have it.
+        """
         self._note()
         for day, snapshot in made.items():
             self._require_seen(snapshot, day)
-        return made
 
     def begin(self, days: Sequence[str]) -> dict[str, Snapshot]:
-        """Do what `make` does, for snapshots that are deleted at once: not all have to be seen.
+        """Do what `make` does, for snapshots that are deleted at once, mostly: not all have to be seen.
 
         One is enough to see that the server is the one on the data path.
         """
