@@ -295,7 +295,7 @@ def test_a_snapshot_in_the_making_is_not_removed_under_the_server(
 
 PHASES = {
     "before the flush": "http force_flush start #1",
-    "in the wait": "http force_flush end #1",
+    "in the wait": "pass warm pass end #1",
     "between snapshot and copy": "pass final pass start #1",
     "in the copy": "pass final pass end #1",
 }
@@ -340,7 +340,7 @@ def test_a_server_that_is_restarted(ready: Site, killer: Killer, phase: str, how
     TALLY.count(f"row: the server is restarted {phase} ({how})")
 
 
-@pytest.mark.parametrize("phase", ["before the flush", "between snapshot and copy"])
+@pytest.mark.parametrize("phase", ["in the wait", "between snapshot and copy"])
 def test_a_server_that_is_stopped_and_stays_down(ready: Site, killer: Killer, phase: str) -> None:
     new_rows_for(ready, phase)
     ready.write_config(consistency="snapshot", service={})
