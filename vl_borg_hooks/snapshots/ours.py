@@ -18,7 +18,7 @@ from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.runs.records import Making, SnapshotRecord
 from vl_borg_hooks.system.log import logger
 from vl_borg_hooks.victorialogs import lock, snapshots
-from vl_borg_hooks.victorialogs.http import Client, Refused
+from vl_borg_hooks.victorialogs.http import Client, Refused, Unanswered
 from vl_borg_hooks.victorialogs.layout import PARTITIONS, SNAPSHOTS
 from vl_borg_hooks.victorialogs.snapshots import Snapshot
 
@@ -147,14 +147,14 @@ def _delete(
     """
     deleted: list[Snapshot] = []
     left = SnapshotRecord([], [])
+    is_hanging = False
     for snapshot in made:
-        if left.made:
-            # If it hangs, it is waited for once only. None is lost: they are recorded.
-            left.made.append(snapshot.server_path)
-            continue
-        problem = delete(target, client, snapshot, is_whole=True)
-        if problem:
-            target.reporter.warn(problem)
+        # One that hangs is waited for once only.
+        failure = None if is_hanging else _delete_one(target, client, snapshot, is_whole=True)
+        if failure:
+            target.reporter.warn(_left(target, snapshot, failure))
+            is_hanging = isinstance(failure, Unanswered)
+        if failure or is_hanging:
             left.made.append(snapshot.server_path)
         else:
             deleted.append(snapshot)
@@ -166,11 +166,15 @@ def _delete(
                 # If it hangs, this fails: it may still make the snapshot.
                 found = _as_served(client, found)
             is_whole = time.time() - wanted.since > WHOLE_SECONDS
-            problems = [delete(target, client, one, is_whole=is_whole) for one in found]
+            problems = [
+                _left(target, one, failure)
+                for one in found
+                if (failure := _delete_one(target, client, one, is_whole=is_whole))
+            ]
         except OperatorError as error:
             problems = [f"a snapshot of {wanted.day} may be left until the next run: {error}"]
-        if any(problems):
-            target.reporter.warn("; ".join(filter(None, problems)))
+        if problems:
+            target.reporter.warn("; ".join(problems))
             left.making.append(wanted)
         else:
             deleted += found
@@ -184,8 +188,15 @@ def _as_served(client: Client, found: Sequence[Snapshot]) -> list[Snapshot]:
     return [replace(one, server_path=paths.get((one.day, one.name), one.path)) for one in found]
 
 
-def delete(target: Target, client: Client | None, snapshot: Snapshot, *, is_whole: bool) -> str:
-    """Delete `snapshot`; return why that failed, empty if it did not.
+def _left(target: Target, snapshot: Snapshot, failure: OperatorError) -> str:
+    path = f"{target.data_directory}/{snapshot.path}"
+    return f"the snapshot {path} is left until the next run: {failure}"
+
+
+def _delete_one(
+    target: Target, client: Client | None, snapshot: Snapshot, *, is_whole: bool
+) -> OperatorError | None:
+    """Delete `snapshot`; return why that failed, None if it did not.
 
     Servers before v1.44 delete none, and one that is stopped doesn't either: then it is removed, if
     `is_whole` says that it is not being made any more.
@@ -195,19 +206,20 @@ def delete(target: Target, client: Client | None, snapshot: Snapshot, *, is_whol
     try:
         if client:
             client.delete_snapshot(snapshot.server_path)
+            return None
     except OperatorError as error:
         logger.debug("%s: VictoriaLogs did not delete a snapshot: %s", target.name, error)
         failure = error
     try:
-        if not target.host.is_directory(path) or (client and failure is None):
-            return ""
+        if not target.host.is_directory(path):
+            return None
         is_refused = failure is None or isinstance(failure, Refused)
         if (is_refused and is_whole) or not lock.is_held(target.host, target.data_directory):
             target.host.remove_tree(path)
-            return ""
+            return None
     except OperatorError as error:
         failure = error
-    return f"the snapshot {path} is left until the next run: {failure}"
+    return failure or OperatorError("without url: in the config, nobody can be asked to delete it")
 
 
 def _unrecorded(target: Target, wanted: Making, made: set[str]) -> list[Snapshot]:
