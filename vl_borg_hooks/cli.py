@@ -84,7 +84,7 @@ def _after_extract(arguments: argparse.Namespace) -> int:
 
 
 def _restore(arguments: argparse.Namespace) -> int:
-    from vl_borg_hooks.actions import replaced, restore
+    from vl_borg_hooks.actions import elsewhere, replaced, restore
     from vl_borg_hooks.errors import OperatorError
 
     options = {
@@ -93,7 +93,26 @@ def _restore(arguments: argparse.Namespace) -> int:
         "yes": arguments.yes,
         "dry_run": arguments.dry_run,
     }
-    if arguments.source:
+    if (arguments.to or arguments.as_name) and not arguments.source:
+        raise OperatorError("--to and --as need --from DIR")
+    if arguments.to and (arguments.start or arguments.discard_replaced):
+        raise OperatorError("--to starts and replaces nothing: no --start, no --discard-replaced")
+    if arguments.to:
+        elsewhere.restore_to(
+            arguments.to,
+            arguments.source,
+            of=arguments.instance,
+            as_name=arguments.as_name,
+            config_file=arguments.config,
+            dry_run=arguments.dry_run,
+        )
+    elif arguments.as_name:
+        restore.restore_as(
+            *(_loaded(arguments), arguments.as_name, arguments.source),
+            of=arguments.instance,
+            **options,
+        )
+    elif arguments.source:
         every = bool(arguments.instance)
         restore.restore(*_selected(arguments), arguments.source, every=every, **options)
     elif arguments.rollback:
@@ -180,10 +199,14 @@ def _config_validate(arguments: argparse.Namespace) -> int:
 
 def _selected(arguments: argparse.Namespace) -> tuple[LoadedConfig, list[Instance]]:
     """Return the config and the instances that the command works on."""
+    loaded = _loaded(arguments)
+    return loaded, loaded.instances(arguments.instance)
+
+
+def _loaded(arguments: argparse.Namespace) -> LoadedConfig:
     from vl_borg_hooks import config
 
-    loaded = config.load(arguments.config or config.default_path())
-    return loaded, loaded.instances(arguments.instance)
+    return config.load(arguments.config or config.default_path())
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -311,6 +334,20 @@ def _parser(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--rollback",
         action="store_true",
         help="return to the data that the last restore replaced",
+    )
+    restore.add_argument(
+        "--to",
+        type=Path,
+        metavar="DIR",
+        help="make a data directory there instead, empty or not there yet: touches no server, needs no "
+        "config; --instance names the copy if --from has several",
+    )
+    restore.add_argument(
+        "--as",
+        dest="as_name",
+        metavar="NAME",
+        help="into the instance NAME, whatever instance the copy is of; --instance names the copy if "
+        "--from has several",
     )
     restore.add_argument(
         "--discard-replaced",
