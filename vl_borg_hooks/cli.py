@@ -157,6 +157,27 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _archives(arguments: argparse.Namespace) -> int:
+    from pydantic import TypeAdapter
+
+    from vl_borg_hooks.actions import archives
+
+    overview = archives.archives(
+        *_selected(arguments),
+        borgmatic_config=arguments.borgmatic_config,
+        repository=arguments.repository,
+        day=arguments.day,
+    )
+    if arguments.json:
+        print(TypeAdapter(list[archives.Found]).dump_json(overview.found, indent=2).decode())
+    else:
+        for found in overview.found:
+            print(printable(found.line(arguments.day)))
+    for problem in overview.problems:
+        logger.error("%s", problem)
+    return 1 if overview.problems else 0
+
+
 def _config_generate(arguments: argparse.Namespace) -> int:
     from vl_borg_hooks.actions import generate
 
@@ -375,6 +396,18 @@ def _parser(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     status = add("status", _status, "instances, their state and their staging copies")
     status.add_argument("--json", action="store_true", help="print JSON")
+    archives = add("archives", _archives, "what can be restored from borgmatic's repositories")
+    archives.add_argument("--day", metavar="YYYYMMDD", help="only the archives that hold that day")
+    archives.add_argument(
+        "--repository", metavar="LABEL", help="only this repository, by its label or path"
+    )
+    archives.add_argument(
+        "--borgmatic-config",
+        type=Path,
+        metavar="FILE",
+        help="the config file of borgmatic; default: those of its usual ones that include ours",
+    )
+    archives.add_argument("--json", action="store_true", help="print JSON")
     config = add("config", _config_validate, "the config file").add_subparsers(
         required=True, metavar="COMMAND"
     )
