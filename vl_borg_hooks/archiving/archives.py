@@ -33,8 +33,10 @@ from vl_borg_hooks.system.log import logger
 LARGEST_LIST = 1 << 28
 # From when on it has printed all, how long it may take to end.
 ENDING_SECONDS = 60
-# borgmatic 1.7 has no silent log, but writes to no other if it has a file.
-NO_LOG_1_7 = ("--log-file", "/dev/null")
+# What Borg prints goes to stdout, but nothing that borgmatic and the operator's hooks have to say.
+QUIET = ("--verbosity", "-1", *NO_LOG)
+# 1.7 logs what Borg prints. It has no silent log, but writes to no other if it has a file.
+QUIET_1_7 = ("--verbosity", "0", "--log-file", "/dev/null")
 # What borgmatic says before the reason.
 NO_REASONS = (
     "is supported natively",
@@ -101,9 +103,9 @@ class Archives:
     ) -> None:
         self._configuration = configuration
         self.repository = repository
-        log = NO_LOG_1_7 if configuration.has_sections else NO_LOG
+        quiet = QUIET_1_7 if configuration.has_sections else QUIET
         self._command = [
-            *(*borgmatic, f"--config={configuration.file}", "--verbosity", "0", *log, "borg"),
+            *(*borgmatic, f"--config={configuration.file}", *quiet, "borg"),
             *("--repository", str(repository.given.get("path"))),
         ]
 
