@@ -12,11 +12,14 @@ test: bootstrap ## run all tests, the style checks among them (PYTEST_ARGS for p
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 bench: bootstrap ## measure beside everything else one could use (hours; needs root and 25 GB)
-	for name in stop_window whole_run million start_up; do \
+	for name in stop_window zero_downtime whole_run million start_up; do \
 		.venv/bin/python benchmarks/$$name.py --workdir .cache/bench \
 			--json benchmarks/results/$$(echo $$name | tr _ -).json || exit 1; \
 	done
-	.venv/bin/python benchmarks/chart.py
+	for name in stop-window zero-downtime; do \
+		.venv/bin/python benchmarks/chart.py \
+			benchmarks/results/$$name.json benchmarks/results/$$name.svg || exit 1; \
+	done
 
 lint: bootstrap ## run the style checks alone
 	.venv/bin/pre-commit run --all-files

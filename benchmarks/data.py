@@ -24,6 +24,7 @@ from benchmarks import common
 from tests.parts.ports import free_port
 from tests.parts.victoria_logs import LogServer, VictoriaLogsProcess
 from tests.parts.waiting import wait_until
+from vl_borg_hooks.victorialogs.sample import DATA_PART_FILES, INDEX_PART_FILES
 
 # Days that are made by the server itself, all different; the others are copies of these.
 SEEDS = 4
@@ -35,21 +36,6 @@ FILES_A_PARTITION = 155
 BIG_DAY = "20010101"
 BIG_ROW_BYTES = 100_000
 SIZES = (5_000, 55_000, 200_000)
-# The files of a part, beside its metadata.json.
-DATA_PART_FILES = (
-    "bloom.bin0",
-    "column_idxs.bin",
-    "column_names.bin",
-    "columns_header.bin",
-    "columns_header_index.bin",
-    "index.bin",
-    "message_bloom.bin",
-    "message_values.bin",
-    "metaindex.bin",
-    "timestamps.bin",
-    "values.bin0",
-)
-INDEX_PART_FILES = ("index.bin", "items.bin", "lens.bin", "metaindex.bin")
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +18,21 @@ from tests.parts.docker import Docker
 from tests.parts.left_behind import MARK, left_behind
 from tests.parts.sshd import Sshd
 from tests.parts.systemd import Systemd
+from tests.parts.tally import TALLY, Tally
 from tests.parts.waiting import wait_until
 from tests.setup.victoria_logs import Found, Unusable, find, warning
+
+# Files whose tests never run at the same time, and why.
+KILLS = "six flows at once are enough for a machine"
+SERVICES = "borgmatic in a service has /tmp for its temporary files, as any other there"
+GROUPS = {
+    "tests/faults/test_kills.py": KILLS,
+    "tests/faults/test_random_instants.py": KILLS,
+    "tests/faults/test_snapshot_faults.py": KILLS,
+    "tests/end_to_end/test_borgmatic_service.py": SERVICES,
+    "tests/end_to_end/test_leases.py": SERVICES,
+    "tests/end_to_end/test_install.py": "they share the wheel",
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,15 +42,36 @@ def _programs_of_this_environment_first() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _own_temporary_directory() -> Iterator[Path]:
+    """Have programs put their temporary files in a directory that no other tests have.
+
+    borgmatic removes what it takes for its own there. The path is short, as a socket's must be.
+    """
+    before = tempfile.gettempdir()
+    directory = Path(tempfile.mkdtemp(prefix="vl-"))
+    directory.chmod(0o1777)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(directory)
+    yield directory
+    os.environ["TMPDIR"] = tempfile.tempdir = before
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_behind(
+    tmp_path_factory: pytest.TempPathFactory, _own_temporary_directory: Path
+) -> Iterator[None]:
     """Fail the last test if processes, mounts or loop devices outlive it."""
-    directory = tmp_path_factory.getbasetemp()
-    mark = os.environ[MARK] = str(directory)
+    directories = (tmp_path_factory.getbasetemp(), _own_temporary_directory)
+    mark = os.environ[MARK] = str(directories[0])
+
+    def left() -> list[str]:
+        return [each for directory in directories for each in left_behind(mark, directory)]
+
     yield
     # What ends by itself, such as a guard, is given the time.
     with contextlib.suppress(TimeoutError):
-        wait_until(lambda: not left_behind(mark, directory), 30, "nothing is left")
-    assert left_behind(mark, directory) == []
+        wait_until(lambda: not left(), 30, "nothing is left")
+    assert left() == []
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +140,11 @@ def pytest_report_header() -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say at the end too that a run on the stand-in proves less."""
+    """Say which faults were survived, and at the end too that a run on the stand-in proves less."""
+    if TALLY.survived:
+        terminalreporter.section("faults survived")
+        for line in TALLY.lines():
+            terminalreporter.line(line)
     found = find()
     if not found.real:
         terminalreporter.line("")
@@ -111,8 +152,33 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line(line, red=True)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker of pytest-xdist one test after another, and those of a group to only one.
+
+    By their files: pytest-xdist 3.8.0 does not see the groups of its own with pytest 9.2.
+    """
+    missing = [path for path in GROUPS if not (config.rootpath / path).exists()]
+    assert not missing, f"in GROUPS, but not there: {missing}"
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return GROUPS.get(nodeid.partition("::")[0], nodeid)
+
+    return Groups(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker of pytest-xdist has counted, unless it has died."""
+    TALLY.add(getattr(node, "workeroutput", {}).get("tally", Tally().as_json()))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the run for a skipped test, if --no-skips is given."""
+    """Fail the run for a skipped test, if --no-skips is given; a worker tells what it has counted."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tally"] = TALLY.as_json()
     if not session.config.getoption("--no-skips"):
         return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import stat
@@ -21,7 +22,7 @@ from pydantic import (
 )
 
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.system import invalid, secrets, yaml
+from vl_borg_hooks.system import addresses, invalid, secrets, yaml
 from vl_borg_hooks.system.hosts import Host
 from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.system.ssh import SshHost
@@ -73,8 +74,7 @@ def _data_path(value: str) -> str:
 def _url(value: str) -> str:
     if re.match(r"https?://[^/]*@", value):
         raise ValueError("must have no password in it: see password_file")
-    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
-        raise ValueError("must be the address of VictoriaLogs, such as http://127.0.0.1:9428")
+    addresses.parse(value)
     return value.rstrip("/")
 
 
@@ -139,21 +139,46 @@ class _Model(BaseModel):
 
 
 class HttpAuth(_Model):
-    """Basic authentication at VictoriaLogs; the password from a file or the environment."""
+    """What VictoriaLogs, or a proxy before it, asks for: a name with a password, or a bearer token."""
 
-    username: str
+    username: str | None = None
     password_file: Annotated[str, AfterValidator(_absolute)] | None = None
     password_environment: _Variable | None = None
+    bearer_token_file: Annotated[str, AfterValidator(_absolute)] | None = None
+    bearer_token_environment: _Variable | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> HttpAuth:
-        if (self.password_file is None) == (self.password_environment is None):
-            raise ValueError("must have either password_file or password_environment")
+    def _one_kind(self) -> HttpAuth:
+        given = {name for name in type(self).model_fields if getattr(self, name) is not None}
+        if given not in (
+            {"username", "password_file"},
+            {"username", "password_environment"},
+            {"bearer_token_file"},
+            {"bearer_token_environment"},
+        ):
+            raise ValueError(
+                "must have either username with one of password_file and password_environment, or "
+                "one of bearer_token_file and bearer_token_environment"
+            )
         return self
 
-    def password(self) -> str:
-        """Return the password; raises OperatorError if it can't be read."""
-        return _secret(self.password_file, self.password_environment)
+    def header(self) -> str:
+        """Return the content of the header `Authorization`; raises OperatorError if it can't be read."""
+        if self.username is None:
+            token = _secret(self.bearer_token_file, self.bearer_token_environment)
+            # RFC 6750 has even fewer characters. A blank would end it, and others can't be sent.
+            if not re.fullmatch(r"[!-~]+", token):
+                where = self.bearer_token_file or f"${self.bearer_token_environment}"
+                raise OperatorError(f"{where} is no bearer token: it has more than visible ASCII")
+            return f"Bearer {token}"
+        pair = f"{self.username}:{_secret(self.password_file, self.password_environment)}"
+        return f"Basic {base64.b64encode(pair.encode()).decode('ascii')}"
+
+
+class Tls(_Model):
+    """How the certificate of an https:// url is checked."""
+
+    ca_file: Annotated[str, AfterValidator(_absolute)]
 
 
 class AuthKey(_Model):
@@ -223,6 +248,8 @@ class Instance(_Model):
     url: Annotated[str, AfterValidator(_url)] | None = None
     http_auth: HttpAuth | None = None
     auth_keys: AuthKeys = AuthKeys()
+    tls: Tls | None = None
+    url_over_ssh: bool = False
     consistency: Literal["stop", "snapshot", "auto"] = "stop"
     service: dict[str, Any] = {}
     ssh_command: Argv = ("ssh",)
@@ -427,6 +454,8 @@ def _conflicts(config: Config) -> Iterable[tuple[Location, str]]:
                 (*here, "service"),
                 "must name one service manager, such as systemd: victorialogs.service",
             )
+        for key, message in _conflicts_of_url(instance):
+            yield (*here, key), message
         paths = [("staging_path", instance.staging_path)]
         if instance.host.local_path(instance.data_directory):
             paths.append(("data_path", instance.data_path))
@@ -435,6 +464,17 @@ def _conflicts(config: Config) -> Iterable[tuple[Location, str]]:
                 if _overlap(path, other):
                     yield (*here, key), f"{path} overlaps {whose} {other}"
             taken.append((path, f"the {key} of {instance.name}"))
+
+
+def _conflicts_of_url(instance: Instance) -> Iterable[tuple[str, str]]:
+    """Yield the options that make no sense with the `url` of an instance, and why not."""
+    url = instance.url or ""
+    if instance.tls and not url.startswith("https://"):
+        yield "tls", "is only for a url that begins with https://"
+    if instance.url_over_ssh and not _REMOTE.fullmatch(instance.data_path):
+        yield "url_over_ssh", "is only for a data_path on another machine, user@host:/path"
+    elif instance.url_over_ssh and not url:
+        yield "url_over_ssh", "needs a url: the address of VictoriaLogs as seen from that machine"
 
 
 def _overlap(one: str, other: str) -> bool:

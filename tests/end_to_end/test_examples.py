@@ -18,6 +18,7 @@ from tests.parts.site import PASSPHRASE, Site
 from tests.parts.systemd import Systemd
 from tests.parts.victoria_logs import server_argv
 from tests.parts.waiting import wait_until
+from tests.setup import environments
 from tests.setup.victoria_logs import Found
 from vl_borg_hooks import config
 from vl_borg_hooks.actions import generate
@@ -148,18 +149,15 @@ def test_borgmatic_takes_the_include_and_the_restoring_config(site: Site) -> Non
     ids=["1.7", "1.9"],
 )
 def test_older_borgmatic_takes_its_include(
-    site: Site, tmp_path: Path, version: str, include: str, own: str
+    site: Site, version: str, include: str, own: str
 ) -> None:
-    venv = tmp_path / "borgmatic"
-    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    subprocess.run([venv / "bin/pip", "install", "-q", f"borgmatic=={version}"], check=True)
     site.install()
     site.server.ingest([ROW])
     name = f"borgmatic-{include.removeprefix('include-')}"
     private(site.config.parent / name, at_site(site, "borgmatic", include))
     text = own.format(repository=site.repositories[0], own=site.config.parent)
     private(site.borgmatic_config, f"<<: !include {site.config.parent}/{name}\n{text}")
-    borgmatic = (str(venv / "bin/borgmatic"), "--config", str(site.borgmatic_config))
+    borgmatic = (str(environments.borgmatic(version)), "--config", str(site.borgmatic_config))
     site.run("borg", "init", "--encryption", "none", str(site.repositories[0]))
     site.run(*borgmatic, "create")
     listed = site.run("borg", "list", "--short", f"{site.repositories[0]}").stdout.split()

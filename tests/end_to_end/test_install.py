@@ -14,6 +14,7 @@ import pytest
 
 from tests.parts.borgmatic_site import NEWEST, BorgmaticSite
 from tests.parts.healthchecks import Healthchecks
+from tests.parts.locking_site import LockingSite
 from tests.setup import environments
 from vl_borg_hooks import __version__
 
@@ -25,6 +26,16 @@ PIPX = "pipx inject "
 UV = "uv tool install "
 PIP = "/opt/borgmatic/bin/pip install "
 OWN = ("python3 -m venv /opt/vl-borg-hooks", "/opt/vl-borg-hooks/bin/pip install ")
+# The unit tests that use a dependency most, for its lowest version.
+TESTS_OF = {
+    "pluggy": ("manager", "run"),
+    "psutil": ("borgmatic", "processes"),
+    "pydantic": ("config", "records"),
+    "ruamel-yaml": ("archiving", "config"),
+    "sh": ("commands", "hosts"),
+    "tqdm": ("progress",),
+    "xxhash": ("publish", "staging"),
+}
 
 
 def lines() -> list[str]:
@@ -122,8 +133,11 @@ def healthchecks() -> Iterator[Healthchecks]:
 
 def backs_up(
     machine: Machine, healthchecks: Healthchecks, version: str, *, borgmatic: Path, ours: Path
-) -> None:
-    """AssertionError if `borgmatic create` with our include does not archive a staging copy."""
+) -> BorgmaticSite:
+    """AssertionError if `borgmatic create` with our include does not archive a staging copy.
+
+    Returns the site, whose repository has one archive.
+    """
     assert machine.run(f"{ours} --version").strip() == __version__
     site = BorgmaticSite(
         machine.root / "place", version, healthchecks, borgmatic=borgmatic, ours=ours
@@ -134,6 +148,7 @@ def backs_up(
         (archive,) = site.archives()
     listed = site.run("borg", "list", "--short", f"{site.repository}::{archive}").stdout
     assert str(site.locking.staging.manifest_path).lstrip("/") in listed.splitlines()
+    return site
 
 
 def test_every_line_is_tried() -> None:
@@ -194,14 +209,76 @@ def test_beside_a_borgmatic_of_pip(
 def test_in_an_environment_of_its_own(
     machine: Machine, healthchecks: Healthchecks, what: str
 ) -> None:
-    """For Debian's borgmatic, whose version this one has."""
+    """For the package that Debian has, with Debian's Python and Borg; to the restore."""
+    try:
+        borgmatic = environments.debians_borgmatic()
+    except environments.Unavailable as reason:
+        pytest.skip(f"no borgmatic of Debian's: {reason}")
     published(machine)
     machine.install(OWN, what)
-    backs_up(
-        *(machine, healthchecks, "1.7.7"),
-        borgmatic=environments.borgmatic("1.7.7"),
-        ours=machine.root / "opt/vl-borg-hooks/bin/vl-borg-hooks",
+    ours = machine.root / "opt/vl-borg-hooks/bin/vl-borg-hooks"
+    version = machine.run(f"{borgmatic} --version").strip()
+    site = backs_up(machine, healthchecks, version, borgmatic=borgmatic, ours=ours)
+    archived = site.locking.served()
+    lost = site.locking.data / "partitions" / "20261121"
+    shutil.rmtree(lost)
+    extracted = site.root / "extracted"
+    extracted.mkdir()
+    site.borgmatic("extract", "--archive", "latest", "--destination", str(extracted))
+    copy = extracted / str(site.locking.staging.path).lstrip("/")
+    with site.locking.server:
+        site.locking.server.start()
+        site.run(
+            str(ours), "--config", str(site.locking.config), "restore", "--from", str(copy), "--yes"
+        )
+        assert site.locking.server.running
+    assert site.locking.served() == archived
+
+
+def test_each_dependency_has_tests_that_run_with_its_lowest_version() -> None:
+    assert TESTS_OF.keys() == environments.lowest().keys()
+
+
+def test_the_lowest_versions_of_all_dependencies_do(checkout: Path, tmp_path: Path) -> None:
+    floors = environments.floors()
+    (wheel,) = checkout.glob(WHEEL)
+    # On top of the environment that all checkouts share, one with our wheel.
+    own = tmp_path / "own"
+    python = str(own / "bin" / "python")
+    finished(str(floors), "-m", "venv", "--without-pip", str(own))
+    (shared,) = floors.parents[1].glob("lib/python3*/site-packages")
+    (packages,) = own.glob("lib/python3*/site-packages")
+    (packages / "floors.pth").write_text(f"{shared}\n")
+    pip = (str(floors), "-m", "pip", "--disable-pip-version-check", "--python", python)
+    finished(*pip, "install", "--quiet", "--no-deps", str(wheel))
+    site = LockingSite(tmp_path / "site")
+    ours = (str(own / "bin" / "vl-borg-hooks"), "--config", str(site.config))
+    with site.server:
+        site.server.start()
+        assert finished(*ours, "--version").strip() == __version__
+        finished(*ours, "config", "validate")
+        finished(*ours, "before-create", "--dry-run")
+        assert not site.published
+        finished(*ours, "before-create")
+        assert site.published
+    files = sorted({f"tests/unit/test_{name}.py" for names in TESTS_OF.values() for name in names})
+    tests = finished(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files)
+    assert re.search(r"^\d+ passed", tests, re.MULTILINE), tests
+
+
+def finished(*argv: str) -> str:
+    """What it prints; AssertionError with all it said if it fails."""
+    done = subprocess.run(
+        argv,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
+    assert done.returncode == 0, f"{argv}\n{done.stdout}"
+    return done.stdout
 
 
 def published(machine: Machine) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.parts.site import PASSPHRASE, Site
+from tests.parts.slow_borg import SlowBorg
 from tests.parts.waiting import wait_until
 
 ROWS = [{"host": "a", "_msg": f"message {n}", "_time": "2026-01-02T00:00:00Z"} for n in range(20)]
@@ -132,19 +133,9 @@ def test_a_copy_that_somebody_else_has_made_meanwhile_is_not_the_one_of_this_run
 @contextmanager
 def borgmatic_that_archives(site: Site) -> Iterator[subprocess.Popen[bytes]]:
     """Be in the middle of `borg create` of a borgmatic, in this block; then let it end."""
-    reads, may_go_on, borg = (site.root / name for name in ("reads", "may-go-on", "slow-borg"))
-    borg.write_text(
-        f"""#!/bin/sh
-        case " $* " in *" --dry-run "*) ;; *" create "*)
-            touch {reads}
-            while [ ! -e {may_go_on} ]; do sleep 0.1; done
-        esac
-        exec borg "$@"
-        """
-    )
-    borg.chmod(0o755)
+    borg = SlowBorg(site.root)
     config = site.root / "slow.yaml"
-    config.write_text(f"local_path: {borg}\n{site.borgmatic_config.read_text()}")
+    config.write_text(f"local_path: {borg.path}\n{site.borgmatic_config.read_text()}")
     config.chmod(0o600)
     # As many a timer has it: with more in between.
     argv = ["timeout", "300", "borgmatic", "--config", str(config), "create"]
@@ -152,10 +143,10 @@ def borgmatic_that_archives(site: Site) -> Iterator[subprocess.Popen[bytes]]:
         argv, env=site.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as running:
         try:
-            wait_until(reads.exists, 60, "borg reads")
+            borg.wait_until_it_reads()
             yield running
         finally:
-            may_go_on.touch()
+            borg.go_on()
             running.wait(120)
 
 

@@ -1,4 +1,4 @@
-"""Sites that faults are caused at, the plugin that causes them, and the count of all of them."""
+"""Sites that faults are caused at, and the plugin that causes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import NOT_REACHED, TALLY, Flow, Killer, leftovers
+from tests.faults.harness import Flow, Killer, leftovers
 from tests.parts.site import Site
 from tests.parts.systemd import Systemd
 from tests.setup.victoria_logs import Found
@@ -63,16 +63,3 @@ def make_flows(make_site: MakeSite, killer: Killer) -> Iterator[MakeFlows]:
     yield make
     for flow in made:
         flow.close()
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not TALLY.survived:
-        return
-    terminalreporter.section("faults survived")
-    for what, times in sorted(TALLY.survived.items()):
-        terminalreporter.write_line(f"{times:5} {what}")
-    kills = sum(times for what, times in TALLY.survived.items() if "KILL" in what)
-    terminalreporter.write_line(
-        f"{sum(TALLY.survived.values()) - TALLY.survived[NOT_REACHED]} faults survived, {kills} of them SIGKILL; "
-        f"longest recovery {TALLY.longest:.2f} s ({TALLY.longest_at})"
-    )

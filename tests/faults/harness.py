@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -24,10 +24,12 @@ import psutil
 from tests.parts.command_service import write_service
 from tests.parts.site import Site
 from tests.parts.systemd import Systemd
+from tests.parts.tally import NOT_REACHED, TALLY
 from tests.parts.victoria_logs import LogServer, SteadyIngestion, server_argv
 from tests.parts.waiting import wait_until
 from tests.support import ALL_KILLS
 from vl_borg_hooks.staging import verify
+from vl_borg_hooks.victorialogs.layout import WORKING_DIRECTORY
 
 RECOVERY_SECONDS = 10
 # Beyond this, what a run started is no longer expected to end by itself.
@@ -37,25 +39,7 @@ LISTED_PROBLEMS = 6
 PLUGIN = Path(__file__).with_name("killer_plugin.py")
 # How long an open request can hold a stop up, a little less in fact.
 SLOW_STOP = "-http.maxGracefulShutdownDuration=4s"
-NOT_REACHED = "no fault: a line or process that was not come to again"
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
-
-
-@dataclass
-class Tally:
-    """What the whole session has survived."""
-
-    survived: Counter[str] = field(default_factory=Counter)
-    longest: float = 0.0
-    longest_at: str = ""
-
-    def count(self, what: str, recovery: float = 0.0, at: str = "") -> None:
-        self.survived[what] += 1
-        if recovery > self.longest:
-            self.longest, self.longest_at = recovery, at
-
-
-TALLY = Tally()
 
 
 @dataclass(frozen=True)
@@ -280,8 +264,9 @@ def copy_is_whole_or_unpublished(site: Site) -> bool:
     """AssertionError for a published copy that is not whole; tells whether it is published."""
     if not site.is_published:
         return False
-    verified = site.hooks("verify", str(site.staging.path), check=False)
-    assert verified.returncode == 0, f"published and broken: {verified.stdout}{verified.stderr}"
+    # What `vl-borg-hooks verify` does, without starting one each of a thousand times.
+    problems = verify.verify(site.staging).problems
+    assert not problems, f"published and broken: {problems}"
     return True
 
 
@@ -326,7 +311,7 @@ class Flow(ABC):
 
     @abstractmethod
     def again(self) -> None:
-        """The next run, undisturbed; AssertionError if it needs help."""
+        """The next run, undisturbed; AssertionError if it needs help. Then ready for one more."""
 
     def close(self) -> None:  # noqa: B027 - most have nothing to end
         """End what `prepare` began."""
@@ -353,7 +338,7 @@ class Flow(ABC):
         return settled
 
     def survive(self, fault: Fault, *, lines: bool = False, again: bool = True) -> None:
-        """Run with `fault` and check all that must be true then."""
+        """Run with `fault` and check all that must be true then; leave it ready for the next."""
         run = self.killer.run(self.site, *self.command, fault=fault, lines=lines)
         for _ in range(3):
             if run.fired is not None:
@@ -366,6 +351,7 @@ class Flow(ABC):
             # A line for when something has to be waited for, and now it had not; or the service
             # manager is only asked how VictoriaLogs ended if the kernel does not know it in time.
             TALLY.count(NOT_REACHED)
+            self.prepare()
             return
         assert run.fired is not None, "never came to it"
         self.check_end(fault, run)
@@ -374,6 +360,8 @@ class Flow(ABC):
         copy_is_whole_or_unpublished(self.site)
         if again:
             self.again()
+        else:
+            self.prepare()
         kind = f"{fault.do} at a line" if lines else fault.do
         TALLY.count(f"{kind} ({self.name})", recovery, f"{self.name}: {fault}")
 
@@ -470,7 +458,8 @@ class RestoreFlow(Flow):
             self.site.run("cp", "-a", str(self.site.staging.path), str(self.extracted))
         if self.running:
             self.site.start()
-            self.site.hooks("restore", "--discard-replaced")
+            if (self.site.data / WORKING_DIRECTORY).exists():
+                self.site.hooks("restore", "--discard-replaced")
             if len(self.site.server.rows()) != len(OLD) + len(NEW):
                 self.site.server.ingest(NEW)
                 self.check_data()
@@ -506,16 +495,12 @@ class RestoreFlow(Flow):
         done = self.site.hooks(*self.command, check=False)
         assert done.returncode == 0, f"the next run failed: {done.stderr}"
         self.settle(time.monotonic())
-        left = [path.name for path in (self.site.data / ".vl-borg-hooks").iterdir()]
+        left = [path.name for path in (self.site.data / WORKING_DIRECTORY).iterdir()]
         assert left == ["kept"], f"left in the working directory: {left}"
         if self.running:
             assert messages(self.site.server.rows()) == messages(OLD), "not what was restored"
         else:
             assert self._rows_by_day(self.site.data) == self._rows_by_day(self.extracted / "data")
-        self.prepare()
-
-    def survive(self, fault: Fault, *, lines: bool = False, again: bool = True) -> None:
-        super().survive(fault, lines=lines, again=again)
         self.prepare()
 
 
@@ -532,7 +517,7 @@ def check_recovered(flow: Flow) -> None:
     assert flow.site.server.healthy()
     assert flow.site.journal_is_empty()
     flow.check_data()
-    working = flow.site.data / ".vl-borg-hooks"
+    working = flow.site.data / WORKING_DIRECTORY
     # A restore that VictoriaLogs serves already is finished, and keeps what it has replaced.
     assert not working.exists() or [path.name for path in working.iterdir()] == ["kept"]
 

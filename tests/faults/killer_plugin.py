@@ -9,6 +9,8 @@ VL_FAULTS_DO      the fault: the name of a signal that we send ourselves, or a k
 VL_FAULTS_RUN     for `run`: a JSON list, the command to run at that event
 VL_FAULTS_FIRED   file that is given the moment of the fault, in monotonic time
 VL_FAULTS_ALWAYS  an event without its number: raise an exception each time, in the guard too
+VL_FAULTS_HTTP    if set, each request to the server is an event too
+VL_FAULTS_BLIND   if set, we can't see which data a server has, as if it were in a container
 VL_FAULTS_LINES   if set, the first time that each line of the package is reached is an event too
 """
 
@@ -33,8 +35,10 @@ import vl_borg_hooks
 from vl_borg_hooks.plugin import hookspecs
 from vl_borg_hooks.runs import records
 from vl_borg_hooks.steps import passes
+from vl_borg_hooks.stop_window import beforehand
 from vl_borg_hooks.system import commands, files, local, processes
 from vl_borg_hooks.transfer import rsync
+from vl_borg_hooks.victorialogs import http
 
 MESSAGE = "what nobody expected"
 HOOKS = [name for name, value in vars(hookspecs).items() if hasattr(value, "vl_borg_hooks_spec")]
@@ -164,6 +168,9 @@ def _trace(frame: FrameType, kind: str, _: Any) -> Any:
 for _name in HOOKS:
     globals()[f"wrap_{_name}"] = _wrap_hook(_name)
 
+if "VL_FAULTS_BLIND" in os.environ:
+    beforehand._has_our_root = lambda *_: False
+
 if ACTIVE:
     _wrap_call(commands, "run", _command)
     # The guard and the lock over ssh are started with this.
@@ -176,6 +183,11 @@ if ACTIVE:
     # `pass warm pass start #1`
     _wrap_call(rsync, "copy", lambda *_, name, **__: f"pass {name}")
     _wrap_call(passes.Passes, "copy_in_window", lambda *_: "in the window")
+    if "VL_FAULTS_HTTP" in os.environ:
+        # `http partition/snapshot/create start #1`
+        _wrap_call(
+            http.Client, "_request", lambda _, path, **__: f"http {path.replace('/internal/', '')}"
+        )
     if "VL_FAULTS_LINES" in os.environ:
         sys.settrace(_trace)
         _frame: FrameType | None = sys._getframe()

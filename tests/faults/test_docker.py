@@ -10,7 +10,6 @@ import pytest
 
 from tests.faults.harness import (
     OLD,
-    TALLY,
     BackupFlow,
     Fault,
     Killer,
@@ -23,6 +22,7 @@ from tests.faults.harness import (
 from tests.parts.container_site import ContainerSite
 from tests.parts.docker import Docker
 from tests.parts.systemd import Systemd
+from tests.parts.tally import TALLY
 from tests.parts.waiting import wait_until
 from tests.setup.victoria_logs import Found
 

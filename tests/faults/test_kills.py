@@ -6,9 +6,7 @@ import pytest
 
 from tests.faults.conftest import MakeFlows, MakeSite
 from tests.faults.harness import (
-    NOT_REACHED,
     SIGNALS,
-    TALLY,
     BackupFlow,
     Fault,
     Flow,
@@ -23,6 +21,7 @@ from tests.faults.harness import (
 )
 from tests.faults.killer_plugin import HOOKS
 from tests.parts.site import Site
+from tests.parts.tally import NOT_REACHED, TALLY
 
 OTHER_FAULTS = (*SIGNALS, "raise", "broken-output")
 FLOWS = pytest.mark.parametrize("kind", [BackupFlow, RestoreFlow], ids=["before-create", "restore"])

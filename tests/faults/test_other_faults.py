@@ -29,7 +29,6 @@ from tests.faults.harness import (
     OLD,
     RECOVERY_SECONDS,
     SLOW_STOP,
-    TALLY,
     Fault,
     Killer,
     Run,
@@ -47,7 +46,9 @@ from tests.faults.harness import (
 from tests.faults.killer_plugin import MESSAGE
 from tests.parts.disk import SmallDisk
 from tests.parts.site import Site
+from tests.parts.slow_borg import SlowBorg
 from tests.parts.systemd import victoria_logs_unit
+from tests.parts.tally import TALLY
 from tests.parts.waiting import wait_until
 from vl_borg_hooks.system import processes
 
@@ -566,18 +567,8 @@ def test_a_second_borgmatic_while_the_first_archives(ready: Site, killer: Killer
 def test_a_borgmatic_that_is_killed_while_its_borg_goes_on(ready: Site, killer: Killer) -> None:
     sees = ("is still being archived by what borgmatic has left running (pid ",)
     row = Row("borgmatic is killed, its borg goes on", sees, "published")
-    reads, may_go_on, borg = (ready.root / name for name in ("reads", "may-go-on", "slow-borg"))
-    borg.write_text(
-        f"""#!/bin/sh
-        case " $* " in *" --dry-run "*) ;; *" create "*)
-            touch {reads}
-            while [ ! -e {may_go_on} ]; do sleep 0.1; done
-        esac
-        exec borg "$@"
-        """
-    )
-    borg.chmod(0o755)
-    ready.write_borgmatic_config(local_path=str(borg))
+    borg = SlowBorg(ready.root)
+    ready.write_borgmatic_config(local_path=str(borg.path))
     ready.create_repositories()
     ready.hooks("after-create")
     first = subprocess.Popen(
@@ -588,7 +579,7 @@ def test_a_borgmatic_that_is_killed_while_its_borg_goes_on(ready: Site, killer: 
         start_new_session=True,
     )
     try:
-        wait_until(reads.exists, 60, "borg reads")
+        borg.wait_until_it_reads()
         first.kill()
         first.wait()
         made = ready.manifest.created
@@ -598,7 +589,7 @@ def test_a_borgmatic_that_is_killed_while_its_borg_goes_on(ready: Site, killer: 
         killer.run(ready, "before-create").failed_in_one_line(*row.sees)
         assert ready.manifest.created == made
     finally:
-        may_go_on.touch()
+        borg.go_on()
 
     def ended() -> bool:
         return not any(process.group == first.pid for process in processes.running())

@@ -13,7 +13,6 @@ import pytest
 
 from tests.faults.conftest import MakeFlows
 from tests.faults.harness import (
-    TALLY,
     BackupFlow,
     Flow,
     StoppedPassFlow,
@@ -23,6 +22,7 @@ from tests.faults.harness import (
     start_unit,
 )
 from tests.parts.systemd import Systemd
+from tests.parts.tally import TALLY
 from tests.parts.waiting import wait_until
 from tests.support import ALL_KILLS
 

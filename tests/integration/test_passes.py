@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from typing import Any
 import pytest
 
 from tests.parts.fakes import FakeHooks
+from tests.parts.waiting import wait_until
 from tests.support import make_backup, make_data, make_part, make_partition, said, tree
-from vl_borg_hooks.errors import InvalidCopy, OperatorError
+from vl_borg_hooks.errors import CommandFailed, InvalidCopy, OperatorError
 from vl_borg_hooks.plugin.context import Backup
 from vl_borg_hooks.services import ServiceState
 from vl_borg_hooks.staging.manifest import Manifest
@@ -370,6 +372,33 @@ def test_no_special_bit_of_a_mode_survives_a_pass(backup: Backup) -> None:
     # And again, over what is there.
     back_up(backup)
     assert verify(backup.staging).is_sound
+
+
+def test_links_in_the_stop_window_are_given_up_after_max_downtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "reflink", _no_reflinks)
+    monkeypatch.setattr(rsync, "copy", lambda *_, **__: pytest.fail("rsync after the time is over"))
+    make_data(tmp_path / "data")
+    backup = make_backup(
+        tmp_path, data_path=str(tmp_path / "data"), final_pass="stopped", max_downtime=0.1
+    )
+    backup.staging.create()
+    run = passes.Passes(backup)
+    run.listing = changes.NOTHING
+    link, linked = os.link, []
+
+    def slow_link(source: str, destination: str, **options: Any) -> None:
+        # As on a disk that is busy: the time is over with the first of them.
+        wait_until(lambda: time.monotonic() > began + 0.1, 10, "the end of max_downtime")
+        link(source, destination, **options)
+        linked.append(destination)
+
+    monkeypatch.setattr(os, "link", slow_link)
+    began = backup.stop.asked_at = time.monotonic()
+    with pytest.raises(CommandFailed, match=r"^the final pass took longer than 0\.1 seconds$"):
+        run.copy_in_window()
+    assert len(linked) == 1
 
 
 @pytest.mark.parametrize("planted", ["link", "file", "of somebody else"])

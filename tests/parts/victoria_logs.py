@@ -6,11 +6,12 @@ import http.client
 import json
 import re
 import signal
+import ssl
 import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +19,18 @@ from types import TracebackType
 from typing import final
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import BaseHandler, HTTPSHandler, ProxyHandler, Request, build_opener
 
 from tests.parts.processes import spawn
 from tests.parts.waiting import wait_until
 
-# A proxy from the environment must never see the requests to loopback.
-_opener = build_opener(ProxyHandler({}))
-
 # Without this type the server takes the lines for a form, answers 200 and stores nothing.
 _JSON_LINES = {"Content-Type": "application/stream+json"}
+_FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+# An account and a project in it: VictoriaLogs keeps the rows of each tenant apart.
+Tenant = tuple[int, int]
+NO_TENANT: Tenant = (0, 0)
 
 
 class RequestRefused(Exception):
@@ -35,17 +38,36 @@ class RequestRefused(Exception):
 
 
 class LogServer:
-    """Client of a server at `url`; every method raises RequestRefused when it has no answer."""
+    """Client of a server at `url`; every method raises RequestRefused when it has no answer.
 
-    def __init__(self, url: str, timeout: float = 30) -> None:
+    `ca_file`, `headers` and `flush_key` are what a server with TLS, a password and -forceFlushAuthKey
+    asks for.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        timeout: float = 30,
+        *,
+        ca_file: Path | None = None,
+        headers: Mapping[str, str] | None = None,
+        flush_key: str = "",
+    ) -> None:
         self.url, self._timeout = url.rstrip("/"), timeout
+        self._headers = dict(headers or {})
+        self._flush_form = urlencode({"authKey": flush_key}).encode() if flush_key else None
+        # A proxy from the environment must never see the requests to loopback.
+        handlers: list[BaseHandler] = [ProxyHandler({})]
+        if ca_file:
+            handlers.append(HTTPSHandler(context=ssl.create_default_context(cafile=ca_file)))
+        self._opener = build_opener(*handlers)
 
     def _request(
         self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> str:
-        request = Request(self.url + path, body, dict(headers or {}))
+        request = Request(self.url + path, body, {**self._headers, **(headers or {})})
         try:
-            with _opener.open(request, timeout=self._timeout) as answer:
+            with self._opener.open(request, timeout=self._timeout) as answer:
                 text: str = answer.read().decode()
                 return text
         except HTTPError as error:
@@ -64,20 +86,23 @@ class LogServer:
         """TimeoutError unless the server says it is healthy within `timeout` seconds."""
         wait_until(self.healthy, timeout, f"{self.url} is healthy")
 
-    def ingest(self, rows: Iterable[Mapping[str, object]]) -> None:
+    def ingest(self, rows: Iterable[Mapping[str, object]], tenant: Tenant = NO_TENANT) -> None:
         """Send rows in one request; on return the server has acknowledged them (in memory)."""
         body = "\n".join(json.dumps({"_time": "0", **row}) for row in rows)
-        self._request("/insert/jsonline?_stream_fields=host", body.encode(), _JSON_LINES)
+        headers = {**_JSON_LINES, **_of_tenant(tenant)}
+        self._request("/insert/jsonline?_stream_fields=host", body.encode(), headers)
 
-    def query(self, query: str) -> list[dict[str, str]]:
+    def query(self, query: str, tenant: Tenant = NO_TENANT) -> list[dict[str, str]]:
         """All results of a LogsQL query, without a limit."""
-        answer = self._request("/select/logsql/query", urlencode({"query": query}).encode())
+        form = urlencode({"query": query}).encode()
+        headers = {**_FORM, **_of_tenant(tenant)}
+        answer = self._request("/select/logsql/query", form, headers)
         return [json.loads(line) for line in answer.splitlines()]
 
-    def rows(self, query: str = "*") -> list[dict[str, str]]:
+    def rows(self, query: str = "*", tenant: Tenant = NO_TENANT) -> list[dict[str, str]]:
         """All rows that match, those just ingested included."""
         self.flush()
-        return self.query(query)
+        return self.query(query, tenant)
 
     def count(self, query: str = "*") -> int:
         """How many rows match, those just ingested included."""
@@ -86,7 +111,7 @@ class LogServer:
 
     def flush(self) -> None:
         """Make acknowledged rows visible to queries."""
-        self._request("/internal/force_flush")
+        self._request("/internal/force_flush", self._flush_form)
 
     def merge(self) -> None:
         """Ask for all parts to be merged; the real server does so in the background."""
@@ -99,9 +124,9 @@ class LogServer:
     @contextmanager
     def tail(self) -> Iterator[None]:
         """Have a live tail open in the block: the real server waits for it before it stops."""
-        request = Request(f"{self.url}/select/logsql/tail?query=*")
+        request = Request(f"{self.url}/select/logsql/tail?query=*", headers=self._headers)
         try:
-            answer = _opener.open(request, timeout=self._timeout)
+            answer = self._opener.open(request, timeout=self._timeout)
         except (URLError, OSError, http.client.HTTPException) as error:
             raise RequestRefused(f"{request.full_url}: {error}") from error
         with answer:
@@ -112,6 +137,16 @@ class LogServer:
         pattern = rf"^vl_storage_rows\{{.*{where}.*\}} (\d+)"
         found = re.findall(pattern, self._request("/metrics"), re.MULTILINE)
         return sum(map(int, found))
+
+    def is_read_only(self) -> bool:
+        """Whether it takes no rows because its disk has too little space left, by its metrics."""
+        pattern = r"^vl_storage_is_read_only\{.*\} 1$"
+        return re.search(pattern, self._request("/metrics"), re.MULTILINE) is not None
+
+
+def _of_tenant(tenant: Tenant) -> dict[str, str]:
+    account, project = map(str, tenant)
+    return {"AccountID": account, "ProjectID": project}
 
 
 @final
@@ -211,16 +246,30 @@ class Batch:
     acknowledged: float
 
 
+def steady_row(number: int) -> dict[str, object]:
+    """A row as most tests want it: all are of one stream."""
+    return {"host": "steady", "_msg": f"row {number}"}
+
+
 @final
 class SteadyIngestion:
     """A thread that sends numbered rows all the time, as an application would.
 
-    Each row's `seq` field is its number. A refused batch is counted and never sent again, since
-    the server may have taken it and only the answer was lost; its rows may be there or not.
+    Each row's `seq` field is its number; `row` makes the others of it. A refused batch is counted
+    and never sent again, since the server may have taken it and only the answer was lost; its rows
+    may be there or not.
     """
 
-    def __init__(self, server: LogServer, batch: int = 10, interval: float = 0.02) -> None:
+    def __init__(
+        self,
+        server: LogServer,
+        batch: int = 10,
+        interval: float = 0.02,
+        row: Callable[[int], Mapping[str, object]] = steady_row,
+        tenant: Tenant = NO_TENANT,
+    ) -> None:
         self._server, self._batch, self._interval = server, batch, interval
+        self._row, self.tenant = row, tenant
         self._acknowledged: list[Batch] = []
         self._refused = 0
         self._stopping = threading.Event()
@@ -261,10 +310,10 @@ class SteadyIngestion:
         first = 0
         while not self._stopping.wait(self._interval):
             sequence = range(first, first + self._batch)
-            rows = [{"host": "steady", "_msg": f"row {n}", "seq": str(n)} for n in sequence]
+            rows = [{**self._row(number), "seq": str(number)} for number in sequence]
             first = sequence.stop
             try:
-                self._server.ingest(rows)
+                self._server.ingest(rows, self.tenant)
             except RequestRefused:
                 self._refused += 1
             else:
@@ -281,6 +330,39 @@ class SteadyIngestion:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+@final
+class SteadyQueries:
+    """A thread that asks the same all the time, as a dashboard would."""
+
+    def __init__(self, server: LogServer, query: str, interval: float = 0.05) -> None:
+        self._server, self._query, self._interval = server, query, interval
+        self.answered = self.refused = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._interval):
+            try:
+                self._server.query(self._query)
+            except RequestRefused:
+                self.refused += 1
+            else:
+                self.answered += 1
+
+    def __enter__(self) -> SteadyQueries:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopping.set()
+        self._thread.join()
 
 
 def doubled(rows: Iterable[Mapping[str, str]]) -> set[int]:

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from tests.support import EXAMPLES, umask
 from vl_borg_hooks import cli, config
-from vl_borg_hooks.config import ConfigError, Instance, load
+from vl_borg_hooks.config import ConfigError, HttpAuth, Instance, load
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.system.local import LocalHost
 from vl_borg_hooks.system.ssh import SshHost
@@ -76,6 +76,8 @@ def test_every_option_that_is_left_out_has_its_default(write: Write) -> None:
                 "url": None,
                 "http_auth": None,
                 "auth_keys": {"metrics": None, "force_flush": None, "partition_manage": None},
+                "tls": None,
+                "url_over_ssh": False,
                 "consistency": "stop",
                 "service": {"systemd": "victorialogs.service"},
                 "ssh_command": ("ssh",),
@@ -181,6 +183,8 @@ def test_a_rate_that_rsync_takes_is_taken(write: Write, rate: str) -> None:
     load(write(text(extra=f"warm: {{bwlimit: {rate}}}")))
 
 
+AUTH = "instances[0].http_auth: must have either username with one of password_file and password_"
+
 WRONG = ["5", "true", ".inf", "[]", "[[]]", "{}", "{a: 1}", "''", "null", "2026-01-01", "[1, x]"]
 
 
@@ -192,8 +196,9 @@ def test_whatever_is_wrong_with_an_option_is_said_in_plain_words(write: Write, v
         *((f"restore.{o}", f"restore: {{{o}: {value}}}") for o in ("on_extract", "owner")),
         *(
             (f"http_auth.{option}", f"http_auth: {{{option}: {value}}}")
-            for option in ("username", "password_file", "password_environment")
+            for option in HttpAuth.model_fields
         ),
+        ("tls.ca_file", f"tls: {{ca_file: {value}}}"),
         ("auth_keys.metrics", f"auth_keys: {{metrics: {value}}}"),
         ("auth_keys.metrics.file", f"auth_keys: {{metrics: {{file: {value}}}}}"),
     ]
@@ -234,6 +239,55 @@ def test_a_key_is_read_from_a_file_or_from_the_environment(
     monkeypatch.delenv("VL_TEST_KEY")
     with pytest.raises(OperatorError, match=r"there is no \$VL_TEST_KEY in the environment"):
         instance.auth_keys.read()
+
+
+@pytest.mark.parametrize(
+    ("auth", "header"),
+    [
+        ("{username: operator, password_file: FILE}", "Basic b3BlcmF0b3I6YWJjLURFRg=="),
+        ("{username: operator, password_environment: VL_TEST}", "Basic b3BlcmF0b3I6eC15"),
+        ("{bearer_token_file: FILE}", "Bearer abc-DEF"),
+        ("{bearer_token_environment: VL_TEST}", "Bearer x-y"),
+    ],
+)
+def test_a_password_and_a_token_become_the_header_that_they_are_sent_in(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, auth: str, header: str
+) -> None:
+    (tmp_path / "secret").write_text("abc-DEF\n")
+    (tmp_path / "secret").chmod(0o600)
+    monkeypatch.setenv("VL_TEST", "x-y")
+    content = text(extra=f"http_auth: {auth.replace('FILE', f'{tmp_path}/secret')}")
+    (instance,) = load(write(content)).config.instances
+    assert instance.http_auth
+    assert instance.http_auth.header() == header
+
+
+@pytest.mark.parametrize("token", ["two words", "caf\u00e9", "tab\t"])
+def test_what_is_no_bearer_token_is_not_sent_and_not_told(
+    write: Write, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    (instance,) = load(
+        write(text(extra="http_auth: {bearer_token_environment: VL_TEST}"))
+    ).config.instances
+    assert instance.http_auth
+    monkeypatch.setenv("VL_TEST", token)
+    with pytest.raises(OperatorError, match=r"\$VL_TEST is no bearer token") as caught:
+        instance.http_auth.header()
+    assert token not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://127.0.0.1:9428/logs", "https://logs.example.com", "http://[::1]:9428"),
+        *("unix:/run/x.sock", "unix:/run/x.sock:/logs"),
+    ],
+)
+def test_the_address_of_a_server_may_be_a_port_or_a_unix_socket_with_a_prefix(
+    write: Write, url: str
+) -> None:
+    (instance,) = load(write(text(extra=f'url: "{url}/"'))).config.instances
+    assert instance.url == url
 
 
 @pytest.mark.parametrize(
@@ -348,6 +402,49 @@ def second(data: str = "/srv/data2", staging: str = "/srv/staging2", name: str =
         (text("state_path: state"), ["6: state_path: must be an absolute path"]),
         (text(extra="url: 127.0.0.1:9428"), ["6: instances[0].url: must be the address of"]),
         (text(extra="url: file:///etc/passwd"), ["6: instances[0].url: must be the address of"]),
+        (text(extra="url: http://a:99999"), ["6: instances[0].url: must be the address of"]),
+        (text(extra="url: 'http://[::1'"), ["6: instances[0].url: must be the address of"]),
+        (text(extra="url: unix:run/x.sock"), ["6: instances[0].url: must be the address of"]),
+        (text(extra="url: unix:/run/x.sock:logs"), ["6: instances[0].url: must be the address of"]),
+        (text(extra=f"url: unix:/{'x' * 107}"), ["6: instances[0].url: must have a path of at "]),
+        # Who we are, and how it is reached.
+        (text(extra="http_auth: {}"), [f"6: {AUTH}"]),
+        (text(extra="http_auth: {username: a}"), [f"6: {AUTH}"]),
+        (text(extra="http_auth: {password_file: /a}"), [f"6: {AUTH}"]),
+        (text(extra="http_auth:\n      username: a\n      bearer_token_file: /a"), [f"6: {AUTH}"]),
+        (
+            text(extra="http_auth: {bearer_token_file: /a, bearer_token_environment: A}"),
+            [f"6: {AUTH}"],
+        ),
+        (
+            text(extra="http_auth: {bearer_token_file: a}"),
+            ["6: instances[0].http_auth.bearer_token_file: must be an absolute path"],
+        ),
+        (
+            text(extra="http_auth: {bearer_token: a}"),
+            ["6: instances[0].http_auth.bearer_token: unknown key; the nearest valid key is bear"],
+        ),
+        (text(extra="tls: {}"), ["6: instances[0].tls.ca_file: is missing"]),
+        (
+            text(extra="tls: {insecure: true}"),
+            [
+                "6: instances[0].tls.ca_file: is missing",
+                "6: instances[0].tls.insecure: unknown key; the nearest valid key is ca_file",
+            ],
+        ),
+        (
+            text(extra="url: http://a\n    tls: {ca_file: /a}"),
+            ["7: instances[0].tls: is only for a url that begins with https://"],
+        ),
+        (text(extra="tls: {ca_file: /a}"), ["6: instances[0].tls: is only for a url that begins"]),
+        (
+            text(extra="url: http://a\n    url_over_ssh: true"),
+            ["7: instances[0].url_over_ssh: is only for a data_path on another machine"],
+        ),
+        (
+            text(data_path="u@h:/srv/data", extra="url_over_ssh: true"),
+            ["6: instances[0].url_over_ssh: needs a url: the address of VictoriaLogs as seen from"],
+        ),
         # What is valid alone but not together.
         (
             text(service="{}"),
@@ -802,7 +899,7 @@ NEARLY = st.fixed_dictionaries(
                     "service": st.just({"systemd": "x"}) | ANYTHING,
                 },
                 optional={
-                    "url": st.text() | st.just("http://a"),
+                    "url": st.text() | st.sampled_from(["http://a", "unix:/a", "https://a:1/b"]),
                     "ssh_command": ANYTHING,
                     "restore": ANYTHING,
                     "max_downtime": st.floats() | st.integers(),

@@ -87,6 +87,8 @@ def test_what_is_commented_out_is_right_too(tmp_path: Path) -> None:
     head, _, tail = commented.partition("          # systemd:\n")
     tail = tail[tail.index("      # Seconds that VictoriaLogs may take") :]
     path = tmp_path / "config.yaml"
+    # Some options are for some urls only.
+    head = head.replace(" url: http:", " url: https:")
     path.write_text(uncommented(head) + "\n" + uncommented(tail) + "\n")
     path.chmod(0o600)
     loaded = config.load(path).config

@@ -7,12 +7,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
+from tests.parts.old_servers import DAYS, Version, old_server
 from tests.parts.ports import free_port
+from tests.parts.proxy import Proxy
 from vl_borg_hooks.errors import OperatorError
-from vl_borg_hooks.victorialogs.http import Client, Unanswered
+from vl_borg_hooks.victorialogs.http import Client, Refused, Unanswered
 
 METRICS = """\
 # of two tenants
@@ -24,7 +27,9 @@ flag{name="retentionPeriod", value="4 \\"weeks\\"", is_set="true"} 1
 
 
 @contextmanager
-def serving(*, status: int = 200, body: str = "OK") -> Iterator[tuple[str, list[str]]]:
+def serving(
+    *, status: int = 200, body: str = "OK", location: str = ""
+) -> Iterator[tuple[str, list[str]]]:
     """Yield the address of a server that answers all alike, and what it was asked."""
     asked: list[str] = []
 
@@ -39,6 +44,8 @@ def serving(*, status: int = 200, body: str = "OK") -> Iterator[tuple[str, list[
         def answer(self, how: str = "") -> None:
             asked.append(f"{how}{self.path} {self.headers.get('Authorization', '')}".strip())
             self.send_response(status)
+            if location:
+                self.send_header("Location", location)
             self.end_headers()
             self.wfile.write(body.encode())
 
@@ -70,7 +77,7 @@ def test_nobody_who_listens_is_not_healthy_and_not_an_error(host: str) -> None:
 
 def test_credentials_go_with_every_request() -> None:
     with serving() as (url, asked):
-        client = Client(url, ("operator", "secret"))
+        client = Client(url, authorization="Basic b3BlcmF0b3I6c2VjcmV0")
         assert client.is_healthy()
         client.flush()
     token = "Basic b3BlcmF0b3I6c2VjcmV0"
@@ -171,3 +178,103 @@ def test_where_nobody_listens_is_no_server_that_is_ill_and_one_that_hangs_up_may
         with pytest.raises(Unanswered):
             Client(f"http://127.0.0.1:{server.getsockname()[1]}").require_healthy()
         hangs_up.join()
+
+
+def test_a_password_is_not_taken_to_where_a_server_redirects_us() -> None:
+    with serving() as (elsewhere, asked), serving(status=301, location=elsewhere) as (url, _):
+        client = Client(url, authorization="Bearer secret", keys={"metrics": "key"})
+        with pytest.raises(OperatorError, match=f"correct url: it is redirected to {elsewhere}"):
+            client.require_healthy()
+        with pytest.raises(OperatorError, match="HTTP Error 301"):
+            client.stored_rows()
+        assert not client.is_healthy()
+    assert asked == []
+
+
+def test_the_prefix_that_is_missing_in_url_is_named() -> None:
+    body = 'missing -http.pathPrefix="/logs" in the requested path "/health"'
+    with (
+        serving(status=400, body=body) as (url, _),
+        pytest.raises(OperatorError, match=r"have url end with VictoriaLogs' -http\.pathPrefix"),
+    ):
+        Client(url).require_healthy()
+
+
+def test_a_proxy_that_knows_us_not_makes_health_name_the_option_too() -> None:
+    with serving(status=401) as (url, _), pytest.raises(OperatorError) as caught:
+        Client(url).require_healthy()
+    assert caught.value.hint == "see http_auth:"
+
+
+@pytest.mark.parametrize("prefix", ["", "/logs"])
+def test_a_server_on_a_unix_socket_is_asked_like_any_other(tmp_path: Path, prefix: str) -> None:
+    path = tmp_path / "x.sock"
+    url = f"unix:{path}{':' if prefix else ''}{prefix}"
+    client = Client(url, authorization="Bearer abc")
+    assert not client.is_healthy()
+    with pytest.raises(OperatorError, match=f"{path}:{prefix}/health did not answer: .*No such"):
+        client.require_healthy()
+    with serving(body=METRICS) as (behind, asked):
+        port = int(behind.rpartition(":")[2])
+        with Proxy(port, path=path, prefix=prefix, token="abc") as proxy:
+            assert proxy.url == url
+            assert client.stored_rows() == 1207
+            with pytest.raises(OperatorError, match=r"see auth_keys: metrics: .*or http_auth:"):
+                Client(url).stored_rows()
+    assert asked == ["/metrics"]
+    assert {request.host for request in proxy.asked} == {"localhost"}
+    # The socket file is still there, and nobody listens.
+    with pytest.raises(OperatorError, match=r"did not answer: .*refused") as caught:
+        client.require_healthy()
+    assert not isinstance(caught.value, Unanswered)
+    assert not client.is_healthy()
+
+
+@pytest.mark.parametrize("version", ["v1.31", "v1.44", "v1.53"])
+def test_snapshots_are_made_and_listed_on_all_servers_that_have_them(version: Version) -> None:
+    with old_server(version, key="p & p") as old:
+        client = Client(old.url, keys={"partition_manage": "p & p"})
+        (path,) = client.create_snapshot(DAYS[0], 5)
+        assert path.startswith(f"/data/partitions/{DAYS[0]}/snapshots/")
+        assert client.snapshots() == [path] == old.snapshots
+        # A day that is not attached, or not any more.
+        assert client.create_snapshot("20250101", 5) == []
+        assert client.snapshots() == [path]
+
+
+@pytest.mark.parametrize("version", ["v1.44", "v1.53"])
+def test_servers_that_delete_snapshots_are_asked_to(version: Version) -> None:
+    with old_server(version) as old:
+        client = Client(old.url)
+        (path,) = client.create_snapshot(DAYS[0], 5)
+        client.delete_snapshot(path)
+        assert client.snapshots() == []
+        with pytest.raises(OperatorError, match=r"/snapshot/delete answered with HTTP Error 400"):
+            client.delete_snapshot(path)
+
+
+def test_a_server_that_has_no_snapshots_or_deletes_none_refuses_with_a_status() -> None:
+    with old_server("v1.30") as old, pytest.raises(Refused) as caught:
+        Client(old.url).snapshots()
+    assert caught.value.status == 400
+    with old_server("v1.31") as old:
+        client = Client(old.url)
+        (path,) = client.create_snapshot(DAYS[0], 5)
+        with pytest.raises(Refused) as caught:
+            client.delete_snapshot(path)
+        assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("keys", [{}, {"partition_manage": "another"}])
+def test_snapshots_that_need_a_key_name_the_option_for_it(keys: dict[str, str]) -> None:
+    with old_server("v1.44", key="secret") as old:
+        client = Client(old.url, keys=keys)
+        for ask in (
+            client.snapshots,
+            lambda: client.create_snapshot(DAYS[0], 5),
+            lambda: client.delete_snapshot("/x"),
+        ):
+            with pytest.raises(OperatorError) as caught:
+                ask()
+            assert "auth_keys: partition_manage:" in caught.value.hint
+            assert "another" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class Server(Client):
         # What is in memory at each answer that is not from the cache; the last one stays.
         self.rows: list[int] = [9, 0]
         self.index_parts: list[int] = [2]
+        self.streams = 5
         self.asked: list[str] = []
         self._cached: Metrics | None = None
         self._cached_at = 0.0
@@ -43,6 +45,9 @@ class Server(Client):
     def flush(self) -> None:
         self.asked.append("flush")
 
+    def attached_days(self) -> set[str]:
+        return set(DAYS)
+
     def metrics(self) -> Metrics:
         if self._cached is None or self.now - self._cached_at > 1:
             self._cached_at = self.now
@@ -50,6 +55,7 @@ class Server(Client):
                 {
                     'vl_storage_rows{type="storage/inmemory"}': str(_next(self.rows)),
                     "vl_indexdb_parts{}": str(_next(self.index_parts)),
+                    "vl_streams_created_total{}": str(self.streams),
                     "vm_app_start_timestamp{}": str(self.started),
                 }
             )
@@ -91,7 +97,7 @@ def backup(tmp_path: Path) -> Backup:
 
 @pytest.fixture
 def proof(backup: Backup, server: Server) -> Written:
-    return Written(backup, server, Snapshots(backup, server), _reading(backup))
+    return Written(backup, server, Snapshots(backup, server), _reading(backup), None)
 
 
 def _reading(backup: Backup) -> Callable[[], changes.Listing]:
@@ -101,28 +107,25 @@ def _reading(backup: Backup) -> Callable[[], changes.Listing]:
 def test_what_is_seen_is_newer_than_the_flush(backup: Backup, server: Server) -> None:
     # The answer of before the flush says that nothing is in memory: the server gives it for a second.
     server.rows = [0, 500, 0]
-    proof = Written(backup, server, Snapshots(backup, server), _reading(backup))
-    server.asked.clear()
-    proof.flush()
+    proof = Written(backup, server, Snapshots(backup, server), _reading(backup), None)
     proof.wait_for_rows()
     assert server.asked == [
-        *("flush", "metrics", "delete"),
-        *("snapshots of 2 days", "snapshots of 2 days", "metrics", "delete"),
+        *("metrics", "flush", "metrics", "delete"),
+        *("flush", "snapshots of 2 days", "snapshots of 2 days", "metrics"),
     ]
 
 
 def test_a_server_with_rows_in_memory_is_made_to_write_them_first(
     proof: Written, server: Server
 ) -> None:
-    server.asked.clear()
-    proof.flush()
     proof.wait_for_rows()
-    assert server.asked == ["flush", "snapshots of 2 days", "metrics", "delete"]
+    # What comes after the second flush is in a buffer when the metrics are asked for.
+    looked = ["flush", "snapshots of 2 days", "metrics"]
+    assert server.asked == ["metrics", "flush", *looked]
 
 
 def test_one_moment_with_nothing_in_memory_is_enough(proof: Written, server: Server) -> None:
     server.rows = [3, 2, 0, 7]
-    proof.flush()
     proof.wait_for_rows()
     assert server.now - 100 == pytest.approx(3 * written.CACHED_SECONDS)
 
@@ -131,7 +134,6 @@ def test_a_server_that_always_has_rows_in_memory_is_given_up(
     proof: Written, server: Server
 ) -> None:
     server.rows = [1]
-    proof.flush()
     with pytest.raises(NotWritten, match="there was no moment at which VictoriaLogs had all rows"):
         proof.wait_for_rows()
     assert written.LONGEST_SECONDS < server.now - 100 < written.LONGEST_SECONDS + 3
@@ -139,11 +141,9 @@ def test_a_server_that_always_has_rows_in_memory_is_given_up(
 
 
 def test_a_server_that_was_restarted_may_have_lost_rows(proof: Written, server: Server) -> None:
-    proof.flush()
     server.started = 2
     with pytest.raises(OperatorError, match="VictoriaLogs was restarted during the backup"):
         proof.wait_for_rows()
-    assert server.asked[-1] == "delete"
 
 
 def test_each_day_has_its_turn_though_only_one_changes(
@@ -151,9 +151,8 @@ def test_each_day_has_its_turn_though_only_one_changes(
 ) -> None:
     # Rows of a day that has not changed on the disk yet may be in memory as well.
     monkeypatch.setattr(changes, "recent", lambda *_: ["20260102"])
-    proof = Written(backup, server, Snapshots(backup, server), _reading(backup))
+    proof = Written(backup, server, Snapshots(backup, server), _reading(backup), None)
     server.rows = [1, 1, 1, 0]
-    proof.flush()
     proof.wait_for_rows()
     pushed = [words for words in server.asked if words.startswith("snapshots")]
     assert pushed == [*["snapshots of 1 days"] * 5, *["snapshots of 2 days"] * 2]
@@ -163,7 +162,6 @@ def test_the_index_is_whole_if_its_parts_are_those_on_the_disk(
     proof: Written, server: Server
 ) -> None:
     server.index_parts = [4, 3, 2]
-    proof.flush()
     listing = proof.wait_for_index()
     assert server.now - 100 == pytest.approx(3 * written.CACHED_SECONDS)
     assert listing.partitions == set(DAYS)
@@ -183,20 +181,47 @@ def test_the_index_must_not_change_while_it_is_counted(backup: Backup, server: S
         }
         return changes.Listing(merged, frozenset())
 
-    proof = Written(backup, server, Snapshots(backup, server), read)
-    proof.flush()
+    proof = Written(backup, server, Snapshots(backup, server), read, None)
     assert proof.wait_for_index() == whole
     assert server.now - 100 == pytest.approx(2 * written.CACHED_SECONDS)
 
 
 def test_a_server_that_does_not_tell_is_refused_at_once(backup: Backup, server: Server) -> None:
     server.metrics = lambda: Metrics({})  # type: ignore[method-assign]
-    with pytest.raises(OperatorError, match="has no vl_storage_rows"):
-        Written(backup, server, Snapshots(backup, server), _reading(backup))
+    with pytest.raises(OperatorError, match="has no vm_app_start_timestamp"):
+        Written(backup, server, Snapshots(backup, server), _reading(backup), None)
 
 
 def test_it_says_how_long_it_took(proof: Written) -> None:
-    proof.flush()
     with said() as lines:
         proof.wait_for_rows()
     assert any("all rows of before are on VictoriaLogs' disk" in line for line in lines)
+
+
+@pytest.mark.parametrize("what", ["nothing", "a stream", "a part in memory", "a day"])
+def test_the_index_is_known_to_be_whole_at_the_same_moment_if_no_stream_is_new(
+    proof: Written, backup: Backup, server: Server, what: str
+) -> None:
+    if what == "a stream":
+        server.streams += 1
+    if what == "a part in memory":
+        server.index_parts = [3]
+    if what == "a day":
+        # With as many streams as one that was dropped meanwhile.
+        shutil.move(
+            f"{backup.data_directory}/partitions/{DAYS[0]}",
+            f"{backup.data_directory}/partitions/20260103",
+        )
+    moment = proof.wait_for_rows()
+    assert moment.has_index == (what == "nothing")
+    assert set(moment.snapshots) == moment.listing.partitions
+
+
+def test_the_index_is_flushed_once_more_before_it_is_waited_for(
+    proof: Written, server: Server
+) -> None:
+    server.rows = [0]
+    proof.wait_for_rows()
+    server.asked.clear()
+    proof.wait_for_index()
+    assert server.asked == ["flush", "metrics"]

@@ -147,6 +147,7 @@ def _recover(hooks: Hooks, target: Target, *, wait: bool) -> None:
             RECOVERY, wait=None if wait else 0, for_recovery=target.instance.longest_recovery
         ),
         explained(target),
+        target.host.connected(),
     ):
         seconds = 0.0
         journal = records.journal()
@@ -158,7 +159,9 @@ def _recover(hooks: Hooks, target: Target, *, wait: bool) -> None:
         clean_up(target)
         _drop_lease(target)
     # Without the run lock: a new backup does not have to wait for us.
-    with explained(target):
+    if not seconds:
+        return
+    with explained(target), target.host.connected():
         window.watch(hooks, target, seconds, partial(_alone, hooks, target))
 
 

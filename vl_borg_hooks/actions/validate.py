@@ -34,7 +34,9 @@ def problems(loaded: LoadedConfig, instances: Sequence[Instance]) -> list[str]:
     found: list[str] = []
     for instance in instances:
         try:
-            checks = setting.hooks.backup_checks(setting.backup(instance))
+            backup = setting.backup(instance)
+            with backup.host.connected():
+                checks = setting.hooks.backup_checks(backup)
         except ConfigError as error:
             found += error.errors
         else:
@@ -58,15 +60,14 @@ def recommendations(loaded: LoadedConfig, instances: Sequence[Instance]) -> list
     found = []
     for instance in instances:
         backup = setting.backup(instance)
-        if instance.consistency != "stop" or backup.client is None:
-            continue
         with contextlib.suppress(OperatorError), backup.host.connected():
-            offer.require_offered(backup, backup.client)
-            offer.require_hard_links(backup)
-            found.append(
-                f"{instance.name}: VictoriaLogs {backup.client.version()} need not be stopped for a "
-                "backup: set consistency: snapshot"
-            )
+            if instance.consistency == "stop" and backup.client:
+                offer.require_offered(backup, backup.client)
+                offer.require_hard_links(backup)
+                found.append(
+                    f"{instance.name}: VictoriaLogs {backup.client.version()} need not be stopped for "
+                    "a backup: set consistency: snapshot"
+                )
     return found
 
 

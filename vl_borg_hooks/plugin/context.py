@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vl_borg_hooks.staging.manifest import Manifest
     from vl_borg_hooks.system.hosts import Host, Owner
     from vl_borg_hooks.transfer import PassResult
-    from vl_borg_hooks.victorialogs.http import Client
+    from vl_borg_hooks.victorialogs.http import Client, Flush
 
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -108,17 +108,19 @@ class Target:
     def client(self) -> Client | None:
         """VictoriaLogs over HTTP, None if the config has no `url`.
 
-        The password is read once. Raises OperatorError if it can't be read.
+        The password is read once. Raises OperatorError if it, or `tls: ca_file:`, can't be read.
         """
-        if not self.instance.url:
+        instance = self.instance
+        if not instance.url:
             return None
         from vl_borg_hooks.victorialogs.http import Client
 
-        auth = self.instance.http_auth
         return Client(
-            self.instance.url,
-            (auth.username, auth.password()) if auth else None,
-            self.instance.auth_keys.read(),
+            instance.url,
+            authorization=instance.http_auth.header() if instance.http_auth else "",
+            keys=instance.auth_keys.read(),
+            ca_file=instance.tls.ca_file if instance.tls else "",
+            host=self.host if instance.url_over_ssh else None,
         )
 
     @property
@@ -162,6 +164,8 @@ class Backup(Target):
         # checks.
         self.consistency: Literal["stop", "snapshot"] = "stop"
         self.consistency_why = ""
+        # The first flush of this run, for a proof that begins with one; None if there was none.
+        self.flush: Flush | None = None
 
     @property
     def on_one_filesystem(self) -> bool:

@@ -76,11 +76,15 @@ class Published:
 
 @dataclass(frozen=True)
 class Making:
-    """A snapshot of `day` that was asked for at `since` (since 1970); `known` are those before it."""
+    """A snapshot of `day` that was asked for at `since` (since 1970); `known` are those before it.
+
+    `after` is the number of the last one that the server had made for us; 0 if it had made none.
+    """
 
     day: str
     since: float
     known: list[str]
+    after: int = 0
 
 
 @dataclass(frozen=True)

@@ -11,22 +11,25 @@ partition that is asked later than another only makes its own moment later.
 The same goes for the index, which has the streams: `/metrics` counts its parts, on the disk and in memory
 together, and its lists of parts say how many are on the disk.
 
-Under ingestion such a moment is short. A snapshot of the days that change writes their parts, so it
-comes immediately after one, mostly.
+Under ingestion such a moment is short. After a flush, new rows wait in a buffer for a second, unless that
+gets full (some 2 MB). A snapshot of the days that change writes their parts. So after both of them such a
+moment comes, mostly.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.snapshots.ours import Ours
-from vl_borg_hooks.victorialogs import changes
-from vl_borg_hooks.victorialogs.changes import NOTHING, Listing
-from vl_borg_hooks.victorialogs.http import Client, Metrics
+from vl_borg_hooks.victorialogs import changes, lock
+from vl_borg_hooks.victorialogs.changes import Listing
+from vl_borg_hooks.victorialogs.http import Client, Flush, Metrics
 from vl_borg_hooks.victorialogs.layout import INDEXDB
+from vl_borg_hooks.victorialogs.snapshots import Snapshot
 
 # The server answers with the same metrics for a second (lib/appmetrics of VictoriaMetrics).
 CACHED_SECONDS = 1.02
@@ -40,6 +43,7 @@ MOST_RECENT_DAYS = 10
 ALL_DAYS_EACH = 4
 _ROWS_IN_MEMORY = ("vl_storage_rows", 'type="storage/inmemory"')
 _INDEX_PARTS = "vl_indexdb_parts"
+_STREAMS = "vl_streams_created_total"
 _STARTED = "vm_app_start_timestamp"
 
 
@@ -47,94 +51,127 @@ class NotWritten(OperatorError):
     """VictoriaLogs could not be shown to have written what it has acknowledged."""
 
 
+@dataclass(frozen=True)
+class Moment:
+    """A moment at which all rows that were acknowledged before a flush were on the disk.
+
+    `snapshots` were made immediately before it, `listing` is of after it. `has_index` says that all
+    streams of both were on the disk too.
+    """
+
+    snapshots: Mapping[str, Snapshot]
+    listing: Listing
+    has_index: bool
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What was seen at one look, after VictoriaLogs was made to write what is in memory."""
+
+    metrics: Metrics
+    # What the data directory held just before `metrics` were asked for.
+    before: Listing
+    snapshots: Mapping[str, Snapshot]
+    # How long all looks have taken so far, in words.
+    so_far: str
+
+
 class Written:
     """What VictoriaLogs on `target` has written, as its own metrics and lists of parts show."""
 
     def __init__(
-        self, target: Target, client: Client, ours: Ours, read: Callable[[], Listing]
+        self,
+        target: Target,
+        client: Client,
+        ours: Ours,
+        read: Callable[[], Listing],
+        flush: Flush | None,
     ) -> None:
-        """`read` returns what the data directory holds of the partitions that are attached."""
-        self._target = target
-        self._read = read
-        self._client = client
-        self._ours = ours
-        self._asked_at = time.monotonic()
-        metrics = client.metrics()
-        # Raises if this is not a server that tells.
-        self._is_idle = metrics.number(*_ROWS_IN_MEMORY) == 0
-        metrics.number(_INDEX_PARTS)
-        self._started = metrics.number(_STARTED)
+        """`read` returns what the data directory holds of the partitions that are attached.
 
-    def flush(self) -> None:
-        """Let the server gather what it has in its buffers: what follows is about all until now."""
-        self._client.flush()
-        self._asked_at = time.monotonic()
-
-    def wait_for_rows(self) -> None:
-        """Wait until all rows that were acknowledged before the last flush are on the disk.
-
-        Raises NotWritten, or OperatorError.
+        `flush` is one that was made in this run; without it, it is made now. Raises OperatorError.
         """
-        self._wait(
-            lambda metrics, _: metrics.number(*_ROWS_IN_MEMORY) == 0,
-            "rows",
-            first=not self._is_idle,
+        self._target, self._client, self._ours, self._read = target, client, ours, read
+        self._flush = flush or begin(target, client)
+        self._asked_at = self._flush.at
+        before = self._flush.before
+        # Raises if this is not a server that tells.
+        self._started = before.number(_STARTED)
+        self._streams = before.number(_STREAMS)
+        self._is_idle = before.number(*_ROWS_IN_MEMORY) == 0
+        before.number(_INDEX_PARTS)
+
+    def wait_for_rows(self) -> Moment:
+        """Wait until all rows that were acknowledged before the flush are on the disk.
+
+        The snapshots of the moment that is returned are not deleted. Raises NotWritten, or OperatorError.
+        """
+        for look in self._looks("rows", first=not self._is_idle):
+            if look.metrics.number(*_ROWS_IN_MEMORY) == 0:
+                break
+        now = self._read()
+        self._target.reporter.say(f"all rows of before are on VictoriaLogs' disk: {look.so_far}")
+        # A stream that is new since the flush may still be on its way to a part. Days that come and go
+        # change how many there are too.
+        is_same = look.metrics.number(_STREAMS) == self._streams and now.partitions == set(
+            self._flush.days
         )
+        return Moment(look.snapshots, now, is_same and _has_index(look, now))
 
     def wait_for_index(self) -> Listing:
-        """Wait until the streams that were known at the last flush are on the disk.
+        """Wait until the streams that are known now are on the disk.
 
         Returns a listing of the data directory that has them. Raises NotWritten, or OperatorError.
         """
+        self._client.flush()
+        self._asked_at = time.monotonic()
         # New streams are rare, mostly: then there is nothing to write.
-        return self._wait(self._has_index, "streams", first=False)
+        for look in self._looks("streams", first=False):
+            if _has_index(look, self._read()):
+                break
+        self._target.reporter.say(f"all streams of before are on VictoriaLogs' disk: {look.so_far}")
+        return look.before
 
-    def _has_index(self, metrics: Metrics, before: Listing) -> bool:
-        """Say whether all of the index was on the disk when `metrics` were read, after `before`."""
-        on_disk = _index(before)
-        parts = sum(map(len, on_disk.values()))
-        return metrics.number(_INDEX_PARTS) == parts and _index(self._read()) == on_disk
-
-    def require_same_server(self, metrics: Metrics | None = None) -> None:
+    def _require_same_server(self, metrics: Metrics) -> None:
         """Raise OperatorError if VictoriaLogs was restarted: what it had in memory may be lost."""
-        if (metrics or self._client.metrics()).number(_STARTED) != self._started:
+        # The time of its start is in whole seconds, and it may have been started just before us.
+        process = lock.holder(self._target.host, self._target.data_directory)
+        if metrics.number(_STARTED) != self._started or process != self._flush.process:
             raise OperatorError(
                 "VictoriaLogs was restarted during the backup, so what it had in memory may be lost",
                 hint="run it again",
             )
 
-    def _wait(
-        self, holds: Callable[[Metrics, Listing], bool], what: str, *, first: bool
-    ) -> Listing:
-        """Make VictoriaLogs write what is in memory until `holds`; return the listing of before that.
+    def _looks(self, what: str, *, first: bool) -> Iterator[_Look]:
+        """Yield what is seen after VictoriaLogs was made to write what is in memory, once a second.
 
-        Without `first`, it is looked once before that.
+        Without `first`, it is looked once before that. Raises NotWritten after a minute, OperatorError
+        if VictoriaLogs was restarted: what it had in memory may be lost.
         """
         started = time.monotonic()
         made = tries = 0
         while True:
             tries += 1
-            self._wait_for_new_metrics()
-            # The second one writes what a merge has held at the time of the first.
+            time.sleep(max(self._asked_at + CACHED_SECONDS - time.monotonic(), 0))
+            before = self._read()
+            written: Mapping[str, Snapshot] = {}
+            # The second time writes what a merge has held at the first.
             times = 2 if tries > 1 else int(first)
-            days = self._days(every=tries % ALL_DAYS_EACH == 0) if times else []
-            try:
-                for _ in range(times):
-                    made += len(self._ours.begin(days))
-                before = self._read() if what == "streams" else NOTHING
-                self._asked_at = time.monotonic()
-                metrics = self._client.metrics()
-                is_so = holds(metrics, before)
-            finally:
-                self._ours.delete_all()
-            self.require_same_server(metrics)
+            if times:
+                # So that nothing comes to the parts in memory until the metrics are asked for.
+                self._client.flush()
+            for _ in range(times):
+                written = self._ours.begin(_days(before, every=tries % ALL_DAYS_EACH == 0))
+                made += len(written)
+            if what == "streams":
+                before = self._read()
+            self._asked_at = time.monotonic()
+            metrics = self._client.metrics()
+            self._require_same_server(metrics)
             seconds = time.monotonic() - started
-            if is_so:
-                self._target.reporter.say(
-                    f"all {what} of before are on VictoriaLogs' disk: seen after {seconds:.2f} s, with "
-                    f"{made} short snapshots"
-                )
-                return before
+            so_far = f"seen after {seconds:.2f} s, with {made} short snapshots"
+            yield _Look(metrics, before, written, so_far)
+            self._ours.delete_all()
             if seconds > LONGEST_SECONDS:
                 raise NotWritten(
                     f"in {seconds:.0f} s there was no moment at which VictoriaLogs had all {what} on "
@@ -142,15 +179,30 @@ class Written:
                     hint="run it when less comes in, or set consistency: stop or auto",
                 )
 
-    def _days(self, *, every: bool) -> list[str]:
-        """Return the days that may have something in memory; all of them with `every`."""
-        now = self._read()
-        if every:
-            return sorted(now.partitions)
-        return changes.recent(now, RECENT_SECONDS, MOST_RECENT_DAYS)
 
-    def _wait_for_new_metrics(self) -> None:
-        time.sleep(max(self._asked_at + CACHED_SECONDS - time.monotonic(), 0))
+def begin(target: Target, client: Client) -> Flush:
+    """Let the server gather what it has in its buffers: a proof is about all until then.
+
+    Raises OperatorError.
+    """
+    process = lock.holder(target.host, target.data_directory)
+    before, days = client.metrics(), client.attached_days()
+    client.flush()
+    return Flush(time.monotonic(), before, days, process)
+
+
+def _days(now: Listing, *, every: bool) -> list[str]:
+    """Return the days of `now` that may have something in memory; all of them with `every`."""
+    return (
+        sorted(now.partitions) if every else changes.recent(now, RECENT_SECONDS, MOST_RECENT_DAYS)
+    )
+
+
+def _has_index(look: _Look, after: Listing) -> bool:
+    """Say whether all parts of the index were on the disk at a look: not one in memory only."""
+    on_disk = _index(look.before)
+    parts = sum(map(len, on_disk.values()))
+    return look.metrics.number(_INDEX_PARTS) == parts and _index(after) == on_disk
 
 
 def _index(listing: Listing) -> dict[str, tuple[str, ...]]:

@@ -172,6 +172,18 @@ class Passes:
         self.listing = now
         return done
 
+    def copy_others(self, now: changes.Listing) -> None:
+        """Copy the files that are beside the partitions in `now`, such as delete_tasks.json."""
+        others = sorted(path for path in now.others if not path.startswith(f"{PARTITIONS}/"))
+        if others:
+            rsync.copy(
+                (self._backup.host, self._backup.data_directory),
+                (LocalHost(), str(self._backup.staging.data)),
+                name="final pass",
+                reporter=self._backup.reporter,
+                only=others,
+            )
+
     def copied(
         self,
         warm: PassResult | None,

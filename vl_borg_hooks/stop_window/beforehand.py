@@ -72,7 +72,8 @@ def require_url(target: Target) -> None:
     try:
         client.require_healthy()
     except OperatorError as error:
-        error.what, error.hint = f"VictoriaLogs runs, but {error.what}", hint
+        error.what = f"VictoriaLogs runs, but {error.what}"
+        error.hint = error.hint or hint
         raise
     try:
         client.stored_rows()

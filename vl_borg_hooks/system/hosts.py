@@ -6,6 +6,7 @@ package asks which of the two a host is.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.system.addresses import Address
 from vl_borg_hooks.system.commands import Completed
 from vl_borg_hooks.system.processes import Beside
 
@@ -101,6 +103,12 @@ class Host(Protocol):
 
     def transport(self) -> list[str]:
         """Return the command that reaches the host, without its address; empty for this machine."""
+
+    def connection(self, address: Address, seconds: float) -> socket.socket:
+        """Return a connection to `address` as seen from there, which waits up to `seconds` each time.
+
+        For another machine, only in `connected`. Raises OSError if nobody listens there.
+        """
 
     def rsync_location(self, path: str) -> str:
         """Return `path` as rsync's argument names it, with the slash that means its content."""

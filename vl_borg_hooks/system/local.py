@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import shutil
+import socket
 import stat
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import final
 
 from vl_borg_hooks.errors import CommandFailed, OperatorError
 from vl_borg_hooks.system import commands, files, flocks, processes
+from vl_borg_hooks.system.addresses import Address
 from vl_borg_hooks.system.hosts import FileLocked, Owner
 from vl_borg_hooks.system.processes import Beside
 
@@ -109,6 +111,10 @@ class LocalHost:
     def transport(self) -> list[str]:
         """Return nothing: this machine needs no connection."""
         return []
+
+    def connection(self, address: Address, seconds: float) -> socket.socket:
+        """Return a connection to `address`, which waits up to `seconds` each time; raises OSError."""
+        return address.connect(seconds)
 
     def rsync_location(self, path: str) -> str:
         """Return `path` with the slash that means its content."""

@@ -11,6 +11,7 @@ import errno
 import os
 import shlex
 import shutil
+import socket
 import stat
 import tempfile
 import time
@@ -22,6 +23,7 @@ from typing import final
 
 from vl_borg_hooks.errors import CommandFailed, OperatorError
 from vl_borg_hooks.system import commands, flocks, processes
+from vl_borg_hooks.system.addresses import Address, unix_connection
 from vl_borg_hooks.system.hosts import FileLocked, Owner
 from vl_borg_hooks.system.processes import Beside
 
@@ -99,6 +101,11 @@ class SshHost:
     ssh_command: tuple[str, ...] = ("ssh",)
     # The socket of a connection that is kept open; empty if each command makes its own.
     control_path: str = field(default="", compare=False)
+    # Where its sockets are; empty outside of `connected`.
+    _sockets: str = field(default="", compare=False, repr=False)
+    _master: Beside | None = field(default=None, compare=False, repr=False)
+    # The socket here that is forwarded to an address there.
+    _forwarded: dict[Address, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -132,21 +139,75 @@ class SshHost:
         _remove_left_sockets()
         with tempfile.TemporaryDirectory(
             prefix=f"{SOCKETS}{os.getpid()}-", ignore_cleanup_errors=True
-        ) as directory:
-            path = f"{directory}/ssh"
-            argv = [*self.transport(), "-M", "-N", "-S", path, "--", self._address]
-            with processes.beside(argv, dies_with_us=True) as master:
-                deadline = time.monotonic() + CONNECT_TIMEOUT
-                while master.poll() is None and time.monotonic() < deadline:
-                    if os.path.exists(path):
-                        self.control_path = path
-                        break
-                    time.sleep(POLL_SECONDS)
-                try:
-                    yield
-                finally:
-                    self.control_path = ""
-                    master.terminate()
+        ) as self._sockets:
+            try:
+                self._connect()
+                yield
+            finally:
+                self._disconnect()
+                self._sockets = ""
+
+    def _connect(self) -> None:
+        """Make the connection that is kept open; `control_path` stays empty if that fails."""
+        path = f"{self._sockets}/ssh"
+        argv = [*self.transport(), "-M", "-N", "-S", path, "--", self._address]
+        self._master = processes.beside(argv, dies_with_us=True)
+        deadline = time.monotonic() + CONNECT_TIMEOUT
+        while self._master.poll() is None and time.monotonic() < deadline:
+            if os.path.exists(path):
+                self.control_path = path
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _disconnect(self) -> None:
+        """End the connection that is kept open, with all that it forwards."""
+        self.control_path = ""
+        self._forwarded.clear()
+        if self._master:
+            self._master.terminate()
+            self._master.wait()
+            self._master = None
+        # One that was killed has left them.
+        for left in os.listdir(self._sockets):
+            os.unlink(f"{self._sockets}/{left}")
+
+    def connection(self, address: Address, seconds: float) -> socket.socket:
+        """Return a connection to `address` as seen from there, which waits up to `seconds` each time.
+
+        Only in `connected`: through a socket that the connection which is kept open forwards. If that
+        was lost, it is made anew. ssh accepts us before it asks there: if nobody listens, the
+        connection ends at once. Raises OperatorError if that machine can't be reached.
+        """
+        if address in self._forwarded:
+            with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
+                return unix_connection(self._forwarded[address], seconds)
+            self._disconnect()
+        return unix_connection(self._forward(address), seconds)
+
+    def _forward(self, address: Address) -> str:
+        """Return a new socket here that leads to `address` there; raises OperatorError."""
+        if not self._sockets:
+            raise OperatorError(
+                f"no connection to {self.name} is kept open to reach {address.target}"
+            )
+        if not self.control_path:
+            self._disconnect()
+            self._connect()
+        if not self.control_path:
+            self.check()
+            raise OperatorError(f"no connection to {self.name} could be kept open")
+        path = f"{self._sockets}/{len(self._forwarded)}"
+        program, *options = self.transport()
+        # The first one counts: a config for automatic logins may say yes.
+        argv = [program, "-o", "ClearAllForwardings=no", *options, "-O", "forward"]
+        argv += ["-L", f"{path}:{address.target}", "--", self._address]
+        completed = commands.run(argv, ok=commands.ANY_STATUS)
+        if completed.exit_status:
+            raise CommandFailed(
+                f"ssh could not forward {address.target} of {self.name}: {completed.last_line}"
+            )
+        self._forwarded[address] = path
+        return path
 
     def check(self) -> None:
         """Raise OperatorError if the host can't be reached, or has no flock(1)."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import socket
-import urllib.error
+import ssl
 import urllib.parse
-import urllib.request
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 
 from vl_borg_hooks.errors import OperatorError
+from vl_borg_hooks.system import addresses, tls
+from vl_borg_hooks.system.hosts import Host
+from vl_borg_hooks.system.local import LocalHost
 
 REQUEST_SECONDS = 10
 # What is guarded by a key of its own: the beginning of its path, and its option under `auth_keys:`.
@@ -23,6 +24,9 @@ _KEYS = {
     "/internal/force_flush": "force_flush",
     "/internal/partition/": "partition_manage",
 }
+# What VictoriaLogs says in an answer with status 400.
+_NOT_ATTACHED = "because it is missing"
+_NO_PREFIX = "missing -http.pathPrefix"
 _METRIC_LINE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -32,11 +36,15 @@ class Unanswered(OperatorError):
 
 
 class Refused(OperatorError):
-    """The answer is an HTTP `status` that is no success, and not the server's own failure."""
+    """The answer is an HTTP `status` that is no success, and not the server's own failure.
 
-    def __init__(self, what: str, status: int, *, hint: str) -> None:
+    `answer` is the text that came with it.
+    """
+
+    def __init__(self, what: str, status: int, *, hint: str, answer: str) -> None:
         super().__init__(what, hint=hint)
         self.status = status
+        self.answer = answer
 
 
 class NotVictoriaLogs(OperatorError):
@@ -57,33 +65,56 @@ class Metrics:
             raise OperatorError(f"/metrics of VictoriaLogs has no {name} with {labels!r}") from None
 
 
-class Client:
-    """A VictoriaLogs server at `url`, such as `http://127.0.0.1:9428`.
+@dataclass(frozen=True)
+class Flush:
+    """A flush of the server's buffers `at` time.monotonic(), and what was known of it before that.
 
-    `credentials` are a name and a password for HTTP basic authentication; `keys` are the keys by
-    their option under `auth_keys:`.
+    That is its metrics, its attached days, and its process on its host, None if that is not known.
+    """
+
+    at: float
+    before: Metrics
+    days: Collection[str]
+    process: int | None
+
+
+class Client:
+    """A VictoriaLogs server at `url`, such as `http://127.0.0.1:9428`, as seen from `host`.
+
+    `authorization` is the content of that header; `keys` are the keys by their option under
+    `auth_keys:`; `ca_file` has the certificates that are trusted, if not those that this machine
+    trusts. Raises OperatorError if that file can't be used.
     """
 
     def __init__(
         self,
         url: str,
-        credentials: tuple[str, str] | None = None,
+        *,
+        authorization: str = "",
         keys: Mapping[str, str] | None = None,
+        ca_file: str = "",
+        host: Host | None = None,
     ) -> None:
         self.url = url.rstrip("/")
+        self._address = addresses.parse(self.url)
+        self._tls = tls.context(ca_file) if self._address.is_tls else None
+        self._host = host or LocalHost()
         self._keys = keys or {}
-        self._headers: dict[str, str] = {}
-        if credentials:
-            token = base64.b64encode(":".join(credentials).encode()).decode("ascii")
-            self._headers["Authorization"] = f"Basic {token}"
+        self._headers = {
+            "Host": self._address.authority,
+            "Connection": "close",
+            "User-Agent": "vl-borg-hooks",
+        }
+        if authorization:
+            self._headers["Authorization"] = authorization
 
     def is_healthy(self, seconds: float = REQUEST_SECONDS) -> bool:
-        """Say whether `GET /health` answers OK within `seconds`."""
+        """Say whether `GET /health` answers OK within `seconds`.
+
+        A refused connection costs almost nothing: a server that starts needs the processor.
+        """
         try:
-            return (
-                self._is_listening(seconds)
-                and self._request("/health", seconds=seconds).strip() == "OK"
-            )
+            return self._request("/health", seconds=seconds).strip() == "OK"
         except OperatorError:
             return False
 
@@ -95,7 +126,7 @@ class Client:
         answer = self._request("/health").strip()
         if answer != "OK":
             raise NotVictoriaLogs(
-                f"{self.url}/health answered with {answer[:40]!r} and not with OK"
+                f"{self._named('/health')} answered with {answer[:40]!r} and not with OK"
             )
 
     def flush(self) -> None:
@@ -129,11 +160,18 @@ class Client:
     def create_snapshot(self, day: str, seconds: float) -> list[str]:
         """Make a snapshot of the partition `day`; return its path, or no path if it is not attached.
 
-        v1.31 takes the day as `name`, v1.44 and newer as `partition_prefix`. The server deletes what it
-        made if we have gone before it answers. Raises OperatorError, also after `seconds`.
+        v1.31 takes the day as `name`, and refuses one that is not attached; v1.44 and newer take
+        `partition_prefix`. The server deletes what it made if we have gone before it answers. Raises
+        OperatorError, also after `seconds`.
         """
+        path = "/internal/partition/snapshot/create"
         form = {"name": day, "partition_prefix": day}
-        return self._list("/internal/partition/snapshot/create", form, seconds=seconds)
+        try:
+            return self._list(path, form, seconds=seconds)
+        except Refused as refused:
+            if _NOT_ATTACHED in refused.answer:
+                return []
+            raise
 
     def delete_snapshot(self, path: str) -> None:
         """Delete the snapshot that the server calls `path`, since v1.44; raises OperatorError."""
@@ -152,7 +190,7 @@ class Client:
         ]
         if not values:
             raise NotVictoriaLogs(
-                f"{self.url}/metrics has no vl_storage_rows: it is not VictoriaLogs, "
+                f"{self._named('/metrics')} has no vl_storage_rows: it is not VictoriaLogs, "
                 "or one without data of its own"
             )
         return int(sum(values))
@@ -182,14 +220,19 @@ class Client:
     def _list(
         self, path: str, form: Mapping[str, str] | None = None, *, seconds: float = REQUEST_SECONDS
     ) -> list[str]:
-        """Return the list of texts that `path` answers with; raises OperatorError."""
+        """Return the list of texts that `path` answers with; raises OperatorError.
+
+        A text alone is a list of one: v1.31 makes one snapshot and answers with its path.
+        """
         answer = self._request(path, post=form or {}, seconds=seconds)
         try:
             names = json.loads(answer)
         except (ValueError, RecursionError):
             names = None
+        if isinstance(names, str):
+            names = [names]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise OperatorError(f"{self.url}{path} did not answer with a list")
+            raise OperatorError(f"{self._named(path)} did not answer with a list")
         return names
 
     def _labels(self, metric: str) -> dict[str, str]:
@@ -198,52 +241,77 @@ class Client:
                 return dict(_LABEL.findall(line["labels"] or ""))
         return {}
 
-    def _is_listening(self, seconds: float) -> bool:
-        """Say whether connections are accepted at all.
-
-        A refused connection costs almost nothing, and a server that starts needs the processor.
-        """
-        url = urllib.parse.urlsplit(self.url)
-        try:
-            port = url.port or (443 if url.scheme == "https" else 80)
-            with socket.create_connection((url.hostname, port), seconds):
-                return True
-        except (OSError, ValueError):
-            return False
-
     def _request(
         self, path: str, *, post: Mapping[str, str] | None = None, seconds: float = REQUEST_SECONDS
     ) -> str:
         """Return the body of `GET path`, or of a POST of the form `post`.
 
         /internal/ takes no GET from v1.53 on. A key goes in the form of a POST, so that no log has
-        it. Raises OperatorError if there is no good answer.
+        it. A redirection is not followed: it could take our password elsewhere. Raises OperatorError
+        if there is no good answer.
         """
         option = next((key for start, key in _KEYS.items() if path.startswith(start)), "")
         if key := self._keys.get(option):
             post = {**(post or {}), "authKey": key}
-        form = None if post is None else urllib.parse.urlencode(post).encode()
+        form, headers = None, self._headers
+        if post is not None:
+            form = urllib.parse.urlencode(post).encode()
+            headers = {**headers, "Content-Type": "application/x-www-form-urlencoded"}
+        connection = HTTPConnection("")
         try:
-            # The config takes http: and https: only.
-            request = urllib.request.Request(  # noqa: S310
-                self.url + path, data=form, headers=self._headers
-            )
-            # No proxy from the environment between us and a server that we manage.
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open(request, timeout=seconds) as response:
-                body: bytes = response.read()
-        except urllib.error.HTTPError as error:
-            needs_key = error.code == HTTPStatus.UNAUTHORIZED and option
-            is_ill = error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
-            what = f"{self.url}{path} answered with {error}"
-            if is_ill:
-                raise Unanswered(what) from None
-            hint = f"see auth_keys: {option}: in the config, or http_auth:" if needs_key else ""
-            raise Refused(what, error.code, hint=hint) from None
-        except (OSError, HTTPException, ValueError) as error:
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            is_nobody = isinstance(reason, (ConnectionRefusedError, socket.gaierror))
-            raise (OperatorError if is_nobody else Unanswered)(
-                f"{self.url}{path} did not answer: {reason}"
+            connection.sock = self._connect(seconds)
+            method = "GET" if form is None else "POST"
+            connection.request(method, self._address.prefix + path, form, headers)
+            response = connection.getresponse()
+            body = response.read().decode("utf-8", "backslashreplace")
+        except ssl.SSLCertVerificationError as error:
+            raise OperatorError(
+                f"the certificate at {self.url} is not trusted: {error.verify_message}",
+                hint=tls.what_to_do(error),
             ) from None
-        return body.decode("utf-8", "backslashreplace")
+        except (OSError, HTTPException, ValueError) as error:
+            is_nobody = isinstance(
+                error, (ConnectionRefusedError, FileNotFoundError, socket.gaierror)
+            )
+            # So ssh does for an address where nobody listens, or that it may not reach.
+            is_end = isinstance(error, (ConnectionResetError, BrokenPipeError))
+            reason = "the connection was closed" if is_end else error
+            raise (OperatorError if is_nobody else Unanswered)(
+                f"{self._named(path)} did not answer: {reason}"
+            ) from None
+        finally:
+            connection.close()
+        if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
+            what = (
+                f"{self._named(path)} answered with HTTP Error {response.status}: {response.reason}"
+            )
+            if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise Unanswered(what)
+            hint = self._what_to_do(option, response, body)
+            raise Refused(what, response.status, hint=hint, answer=body)
+        return body
+
+    def _connect(self, seconds: float) -> socket.socket:
+        """Return a connection to the server; raises OSError or OperatorError."""
+        connection = self._host.connection(self._address, seconds)
+        if self._tls is None:
+            return connection
+        try:
+            return self._tls.wrap_socket(connection, server_hostname=self._address.host)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _named(self, path: str) -> str:
+        """Return the URL of `path`; of a unix socket, that has a colon between the two paths."""
+        is_bare_socket = self._address.path and not self._address.prefix
+        return f"{self.url}{':' if is_bare_socket else ''}{path}"
+
+    def _what_to_do(self, option: str, response: HTTPResponse, body: str) -> str:
+        """Return what to do about an answer that is a refusal, empty if it does not tell."""
+        location = response.getheader("Location")
+        if location:
+            return f"correct url: it is redirected to {location}"
+        if response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            return f"see {f'auth_keys: {option}: in the config, or ' if option else ''}http_auth:"
+        return "have url end with VictoriaLogs' -http.pathPrefix" if _NO_PREFIX in body else ""

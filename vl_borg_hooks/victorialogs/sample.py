@@ -15,8 +15,8 @@ from vl_borg_hooks.victorialogs.layout import (
 )
 
 _DAY = f"{PARTITIONS}/20260102"
-_DATA_PART = (
-    PART_METADATA,
+# The files of a part, beside its PART_METADATA.
+DATA_PART_FILES = (
     "bloom.bin0",
     "column_idxs.bin",
     "column_names.bin",
@@ -29,13 +29,13 @@ _DATA_PART = (
     "timestamps.bin",
     "values.bin0",
 )
-_INDEX_PART = (PART_METADATA, "index.bin", "items.bin", "lens.bin", "metaindex.bin")
+INDEX_PART_FILES = ("index.bin", "items.bin", "lens.bin", "metaindex.bin")
 
 # Paths in the data directory. All that a copy must not lack is called as one of these.
 SAMPLE = (
     f"{_DAY}/{DATADB}/{PARTS_FILE}",
-    *(f"{_DAY}/{DATADB}/18EAFAB146E0F8AC/{name}" for name in _DATA_PART),
+    *(f"{_DAY}/{DATADB}/18EAFAB146E0F8AC/{name}" for name in (PART_METADATA, *DATA_PART_FILES)),
     f"{_DAY}/{INDEXDB}/{PARTS_FILE}",
-    *(f"{_DAY}/{INDEXDB}/18EAFAB146DF62CB/{name}" for name in _INDEX_PART),
+    *(f"{_DAY}/{INDEXDB}/18EAFAB146DF62CB/{name}" for name in (PART_METADATA, *INDEX_PART_FILES)),
     DELETE_TASKS,
 )

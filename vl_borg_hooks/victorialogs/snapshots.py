@@ -59,6 +59,11 @@ class Snapshot:
         moment = datetime.strptime(self.name.partition("-")[0], "%Y%m%d%H%M%S")
         return moment.replace(tzinfo=timezone.utc).timestamp()
 
+    @property
+    def number(self) -> int:
+        """The number at the end of its name: the server counts up, from the time of its start."""
+        return int(self.name.partition("-")[2], 16)
+
 
 def at(server_path: str) -> Snapshot:
     """Return the snapshot at `server_path`; raises OperatorError if that is not the path of one."""

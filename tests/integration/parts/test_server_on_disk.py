@@ -17,22 +17,10 @@ from tests.parts.ports import free_port
 from tests.parts.victoria_logs import VictoriaLogsProcess
 from tests.parts.waiting import wait_until
 from tests.setup.victoria_logs import STAND_IN, find, version_of
+from vl_borg_hooks.victorialogs.sample import DATA_PART_FILES, INDEX_PART_FILES
 
-DATA_FILES = {
-    "bloom.bin0",
-    "column_idxs.bin",
-    "column_names.bin",
-    "columns_header.bin",
-    "columns_header_index.bin",
-    "index.bin",
-    "message_bloom.bin",
-    "message_values.bin",
-    "metadata.json",
-    "metaindex.bin",
-    "timestamps.bin",
-    "values.bin0",
-}
-INDEX_FILES = {"index.bin", "items.bin", "lens.bin", "metadata.json", "metaindex.bin"}
+DATA_FILES = {"metadata.json", *DATA_PART_FILES}
+INDEX_FILES = {"metadata.json", *INDEX_PART_FILES}
 
 
 def rows(count: int, first: int = 0) -> list[dict[str, str]]:
