@@ -9,6 +9,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from tests.parts.disk import SmallDisk
 from tests.support import make_copy, make_data, make_restore, run_command_line, tree, write_config
 from vl_borg_hooks.staging.copy import StagingCopy
 from vl_borg_hooks.steps import elsewhere
@@ -123,6 +124,16 @@ def test_no_place_is_in_the_data_of_a_server_or_in_the_copy(place: Place) -> Non
     done = place.restore()
     assert (done.returncode, tree(copy.path)) == (1, before[1])
     assert "is in the copy itself" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_mount_point_is_refused_with_what_to_do(place: Place) -> None:
+    place.copy()
+    with SmallDisk(place.new, 1 << 20):
+        done = place.restore()
+    assert done.returncode == 1
+    assert "is a mount point, which no rename can replace; name a directory in it" in done.stderr
+    place.assert_nothing_there()
 
 
 @pytest.mark.parametrize("program", ["rsync", "sync"])
