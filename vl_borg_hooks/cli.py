@@ -84,7 +84,7 @@ def _after_extract(arguments: argparse.Namespace) -> int:
 
 
 def _restore(arguments: argparse.Namespace) -> int:
-    from vl_borg_hooks.actions import replaced, restore
+    from vl_borg_hooks.actions import elsewhere, replaced, restore
     from vl_borg_hooks.errors import OperatorError
 
     options = {
@@ -93,7 +93,26 @@ def _restore(arguments: argparse.Namespace) -> int:
         "yes": arguments.yes,
         "dry_run": arguments.dry_run,
     }
-    if arguments.source:
+    if (arguments.to or arguments.as_name) and not arguments.source:
+        raise OperatorError("--to and --as need --from DIR")
+    if arguments.to and (arguments.start or arguments.discard_replaced):
+        raise OperatorError("--to starts and replaces nothing: no --start, no --discard-replaced")
+    if arguments.to:
+        elsewhere.restore_to(
+            arguments.to,
+            arguments.source,
+            of=arguments.instance,
+            as_name=arguments.as_name,
+            config_file=arguments.config,
+            dry_run=arguments.dry_run,
+        )
+    elif arguments.as_name:
+        restore.restore_as(
+            *(_loaded(arguments), arguments.as_name, arguments.source),
+            of=arguments.instance,
+            **options,
+        )
+    elif arguments.source:
         every = bool(arguments.instance)
         restore.restore(*_selected(arguments), arguments.source, every=every, **options)
     elif arguments.rollback:
@@ -138,6 +157,27 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _archives(arguments: argparse.Namespace) -> int:
+    from pydantic import TypeAdapter
+
+    from vl_borg_hooks.actions import archives
+
+    overview = archives.archives(
+        *_selected(arguments),
+        borgmatic_config=arguments.borgmatic_config,
+        repository=arguments.repository,
+        day=arguments.day,
+    )
+    if arguments.json:
+        print(TypeAdapter(list[archives.Found]).dump_json(overview.found, indent=2).decode())
+    else:
+        for found in overview.found:
+            print(printable(found.line(arguments.day)))
+    for problem in overview.problems:
+        logger.error("%s", problem)
+    return 1 if overview.problems else 0
+
+
 def _config_generate(arguments: argparse.Namespace) -> int:
     from vl_borg_hooks.actions import generate
 
@@ -180,10 +220,14 @@ def _config_validate(arguments: argparse.Namespace) -> int:
 
 def _selected(arguments: argparse.Namespace) -> tuple[LoadedConfig, list[Instance]]:
     """Return the config and the instances that the command works on."""
+    loaded = _loaded(arguments)
+    return loaded, loaded.instances(arguments.instance)
+
+
+def _loaded(arguments: argparse.Namespace) -> LoadedConfig:
     from vl_borg_hooks import config
 
-    loaded = config.load(arguments.config or config.default_path())
-    return loaded, loaded.instances(arguments.instance)
+    return config.load(arguments.config or config.default_path())
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -313,6 +357,20 @@ def _parser(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="return to the data that the last restore replaced",
     )
     restore.add_argument(
+        "--to",
+        type=Path,
+        metavar="DIR",
+        help="make a data directory there instead, empty or not there yet: touches no server, needs no "
+        "config; --instance names the copy if --from has several",
+    )
+    restore.add_argument(
+        "--as",
+        dest="as_name",
+        metavar="NAME",
+        help="into the instance NAME, whatever instance the copy is of; --instance names the copy if "
+        "--from has several",
+    )
+    restore.add_argument(
         "--discard-replaced",
         action="store_true",
         help="remove the data that was replaced: now, or with one of the above after the proof",
@@ -338,6 +396,18 @@ def _parser(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     status = add("status", _status, "instances, their state and their staging copies")
     status.add_argument("--json", action="store_true", help="print JSON")
+    archives = add("archives", _archives, "what can be restored from borgmatic's repositories")
+    archives.add_argument("--day", metavar="YYYYMMDD", help="only the archives that hold that day")
+    archives.add_argument(
+        "--repository", metavar="LABEL", help="only this repository, by its label or path"
+    )
+    archives.add_argument(
+        "--borgmatic-config",
+        type=Path,
+        metavar="FILE",
+        help="the config file of borgmatic; default: those of its usual ones that include ours",
+    )
+    archives.add_argument("--json", action="store_true", help="print JSON")
     config = add("config", _config_validate, "the config file").add_subparsers(
         required=True, metavar="COMMAND"
     )

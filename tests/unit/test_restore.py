@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -299,3 +299,56 @@ def test_what_was_extracted_is_only_that_unless_the_config_says_so(
     place, lines = on_extract(tmp_path, monkeypatch, wanted=False)
     assert place.hooks.calls == []
     assert lines == ["restore: on_extract: is not set for any instance: nothing is restored"]
+
+
+def restore_as(place: Place, name: str, *, of: Sequence[str] = (), yes: bool = False) -> None:
+    action.restore_as(
+        *(place.loaded, name, place.root), of=of, start=False, discard=False, yes=yes, dry_run=False
+    )
+
+
+def test_a_copy_of_an_instance_that_the_config_does_not_have_goes_into_the_named_one(
+    place: Place,
+) -> None:
+    path = place.extract("old")
+    with said() as lines:
+        restore_as(place, "b")
+    assert place.hooks.placed == {"b": path}
+    assert any(line.startswith("b: restored: 42 rows, ") and " of old" in line for line in lines)
+
+
+def test_whose_copy_takes_the_place_of_what_is_there_is_said_before(place: Place) -> None:
+    place.extract("old")
+    data = Path(place.loaded.config.instances[1].data_directory)
+    make_partition(data / "partitions/20261120")
+    with pytest.raises(OperatorError, match="42 are in the copy of old of 2026-11-22"):
+        restore_as(place, "b")
+    assert place.restored == []
+    restore_as(place, "b", yes=True)
+    assert place.restored == ["b"]
+
+
+def test_of_several_copies_one_is_named_by_the_instance_that_it_is_of(place: Place) -> None:
+    place.extract("a")
+    path = place.extract("old")
+    with pytest.raises(OperatorError, match="holds copies of a, old, but one is wanted"):
+        restore_as(place, "b")
+    with pytest.raises(OperatorError, match="but one is wanted"):
+        restore_as(place, "b", of=["a", "old"])
+    with pytest.raises(InvalidCopy, match="holds copies of a, old, none of c"):
+        restore_as(place, "b", of=["c"])
+    restore_as(place, "b", of=["old"])
+    assert place.hooks.placed == {"b": path}
+
+
+def test_two_copies_of_one_instance_are_a_choice_for_another_instance_too(place: Place) -> None:
+    for where in ("monday", "tuesday"):
+        place.extract("old", where=where)
+    with pytest.raises(InvalidCopy, match="holds two copies of old"):
+        restore_as(place, "b")
+
+
+def test_a_copy_goes_into_no_instance_that_the_config_does_not_have(place: Place) -> None:
+    place.extract("a")
+    with pytest.raises(OperatorError, match="has no instance 'c'"):
+        restore_as(place, "c")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vl_borg_hooks.actions import consent
 from vl_borg_hooks.actions.run import Setting, exclusive, explained, require
-from vl_borg_hooks.errors import InvalidCopy
+from vl_borg_hooks.errors import InvalidCopy, OperatorError
 from vl_borg_hooks.plugin.context import Restore
 from vl_borg_hooks.plugin.relay import Hooks
 from vl_borg_hooks.runs.borgmatic import extract_destination
@@ -42,7 +42,7 @@ def restore(
     Raises NoCopy if there is none to restore, OperatorError for any other failure; the data that was
     there before is then in place again.
     """
-    copies, unreadable = _copies_by_instance(root, [instance.name for instance in instances])
+    copies, unreadable = copies_by_instance(root, [instance.name for instance in instances])
     chosen = [instance for instance in instances if instance.name in copies]
     missing = [instance.name for instance in instances if instance.name not in copies]
     if not chosen or (missing and every):
@@ -65,6 +65,53 @@ def restore(
             _restore_one(setting.hooks, target, yes=yes, dry_run=dry_run)
 
 
+def restore_as(
+    loaded: LoadedConfig,
+    name: str,
+    root: Path,
+    *,
+    of: Sequence[str],
+    start: bool,
+    discard: bool,
+    yes: bool,
+    dry_run: bool,
+) -> None:
+    """Restore the one copy at or below `root`, of whatever instance it is, into the instance `name`.
+
+    Of several copies, the one of the instance that `of` names. Everything else as in `restore`.
+    """
+    (instance,) = loaded.instances([name])
+    copy, manifest = one_copy(root, of)
+    setting = Setting(loaded)
+    target = setting.restore(instance, copy, manifest, start=start, discard=discard)
+    with exclusive(target, "restore"), explained(target):
+        _restore_one(setting.hooks, target, yes=yes, dry_run=dry_run)
+
+
+def one_copy(root: Path, names: Sequence[str]) -> tuple[StagingCopy, Manifest]:
+    """Return the one copy at or below `root`; of several, that of the instance that `names` has.
+
+    Raises OperatorError if there is none, or more than one.
+    """
+    copies, unreadable = copies_by_instance(root, names)
+    chosen = [copies[name] for name in copies if not names or name in names]
+    if not chosen:
+        if unreadable:
+            raise unreadable[0]
+        raise NoCopy(
+            f"{root} holds copies of {', '.join(sorted(copies))}, none of {', '.join(names)}",
+            hint="check that this is the right archive",
+        )
+    if len(chosen) > 1 or len(names) > 1:
+        raise OperatorError(
+            f"{root} holds copies of {', '.join(sorted(copies))}, but one is wanted",
+            hint="name its instance: --instance NAME",
+        )
+    for problem in unreadable:
+        logger.warning("%s: not restored", problem.what)
+    return chosen[0]
+
+
 def restore_extracted(
     loaded: LoadedConfig, instances: Sequence[Instance], *, dry_run: bool
 ) -> None:
@@ -84,12 +131,12 @@ def restore_extracted(
         logger.warning("nothing is restored: %s", none.what)
 
 
-def _copies_by_instance(
+def copies_by_instance(
     root: Path, wanted: Sequence[str]
 ) -> tuple[dict[str, tuple[StagingCopy, Manifest]], list[InvalidCopy]]:
     """Return the copies at or below `root` by instance, and why others can't be read.
 
-    Raises InvalidCopy if a `wanted` one has two copies.
+    Raises InvalidCopy if a `wanted` one, or any if none is named, has two copies.
     """
     copies: dict[str, tuple[StagingCopy, Manifest]] = {}
     unreadable: list[InvalidCopy] = []
@@ -100,7 +147,7 @@ def _copies_by_instance(
             unreadable.append(error)
             continue
         name = manifest.instance
-        if name in copies and name in wanted:
+        if name in copies and (not wanted or name in wanted):
             raise InvalidCopy(
                 f"{root} holds two copies of {name}: {copies[name][0].path} and {copy.path}",
                 hint="name one of them with --from",
@@ -111,13 +158,13 @@ def _copies_by_instance(
 
 def _restore_one(hooks: Hooks, target: Restore, *, yes: bool, dry_run: bool) -> None:
     # What is put in place on this machine is read there.
-    _verify(target, quick=not dry_run and target.host.local_path("/") is not None)
+    verify_copy(target, quick=not dry_run and target.host.local_path("/") is not None)
     if dry_run:
         require(target, hooks.restore_checks(target))
         if statement := _replaced(target):
             target.reporter.warn(statement)
         target.reporter.result(
-            f"would restore {_what(target.manifest)}, into {target.instance.data_path}"
+            f"would restore {_restored(target)}, into {target.instance.data_path}"
         )
         return
     recover(hooks, target)
@@ -130,11 +177,11 @@ def _restore_one(hooks: Hooks, target: Restore, *, yes: bool, dry_run: bool) -> 
         _report_failure(hooks, target, error)
         raise
     away = "" if target.downtime is None else f"; VictoriaLogs was away for {target.downtime:.2f} s"
-    target.reporter.result(f"restored: {_what(target.manifest)}{away}")
+    target.reporter.result(f"restored: {_restored(target)}{away}")
     hooks.after_restore(target, None)
 
 
-def _verify(target: Restore, *, quick: bool) -> None:
+def verify_copy(target: Restore, *, quick: bool) -> None:
     """Verify the copy and set its manifest; raises InvalidCopy if it is not sound.
 
     It may share files with what is outside, as an extraction of a staging copy together with the
@@ -153,7 +200,7 @@ def _replaced(target: Restore) -> str:
     statement = consent.replaced(
         target,
         target.manifest.rows,
-        f"the copy of {created}",
+        f"the copy{_of_another(target)} of {created}",
         discard=target.discard_replaced,
     )
     if consent.brings_deleted_back(target, created):
@@ -168,5 +215,16 @@ def _report_failure(hooks: Hooks, target: Restore, error: BaseException) -> None
         target.reporter.warn(f"a plugin's after_restore failed too: {further}")
 
 
-def _what(manifest: Manifest) -> str:
+def _restored(target: Restore) -> str:
+    return described(target.manifest) + _of_another(target)
+
+
+def _of_another(target: Restore) -> str:
+    """Say whose copy it is, if it is not that of the instance that it is restored into."""
+    name = target.manifest.instance
+    return f" of {name}" if name != target.name else ""
+
+
+def described(manifest: Manifest) -> str:
+    """Return how much a copy holds, in words."""
     return f"{manifest.rows:,} rows, {manifest.files:,} files, {human_bytes(manifest.bytes)}"

@@ -83,7 +83,11 @@ class Manifest(BaseModel):
 
 def read(path: Path) -> Manifest:
     """Return the manifest in the file `path`; raises InvalidCopy."""
-    parsed = files.read_json(path, LARGEST_MANIFEST)
+    return of(files.read_json(path, LARGEST_MANIFEST), str(path))
+
+
+def of(parsed: object, path: str) -> Manifest:
+    """Return the manifest that the JSON of `path` is; raises InvalidCopy."""
     version = parsed.get("format") if isinstance(parsed, dict) else None
     if version != FORMAT:
         raise InvalidCopy(

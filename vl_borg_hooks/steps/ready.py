@@ -207,7 +207,7 @@ def _needed_owner(restore: Restore) -> Owner | None:
     """
     host = restore.host
     owner = (
-        _configured_owner(restore)
+        configured_owner(restore)
         or host.owner(f"{restore.data_directory}/{PARTITIONS}")
         or restore.service.owner()
         or host.owner(restore.data_directory)
@@ -224,7 +224,8 @@ def _needed_owner(restore: Restore) -> Owner | None:
     return None
 
 
-def _configured_owner(restore: Restore) -> Owner | None:
+def configured_owner(restore: Restore) -> Owner | None:
+    """Return who `restore: owner:` names, None if it is not set; raises OperatorError."""
     configured = restore.instance.restore.owner
     if configured is None:
         return None

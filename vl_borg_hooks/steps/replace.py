@@ -63,7 +63,7 @@ def put_in_place(restore: Restore, hooks: Hooks) -> PassResult:
         placed = _place(restore, swap.incoming)
         restore.reporter.say(f"restore pass: {placed}")
         started = time.monotonic()
-        _check_placed(restore, swap.incoming)
+        check_placed(restore, swap.incoming)
         restore.reporter.say(f"what was placed was checked in {time.monotonic() - started:.2f} s")
         # On the disk before VictoriaLogs stops: the data that it replaces may be removed in the end.
         restore.host.sync(swap.incoming)
@@ -99,13 +99,13 @@ def _place(restore: Restore, incoming: str) -> PassResult:
             host.set_owner(restore.data_directory, owner)
     lock.ensure_file(host, restore.data_directory)
     host.make_directory(incoming, 0o755)
-    result = _copy(restore, incoming)
+    result = copy_to(restore, incoming)
     if owner:
         host.set_owner(incoming, owner)
     return result
 
 
-def _copy(restore: Restore, incoming: str, *, checksum: bool = False) -> PassResult:
+def copy_to(restore: Restore, incoming: str, *, checksum: bool = False) -> PassResult:
     """Make `incoming` equal to the copy; with `checksum`, by content."""
     return rsync.copy(
         (LocalHost(), str(restore.copy.data)),
@@ -119,12 +119,12 @@ def _copy(restore: Restore, incoming: str, *, checksum: bool = False) -> PassRes
     )
 
 
-def _check_placed(restore: Restore, placed: str) -> None:
+def check_placed(restore: Restore, placed: str) -> None:
     """Read what is in `placed`, and raise InvalidCopy if it is not what was backed up."""
     incoming = restore.host.local_path(placed)
     if incoming is None:
         # There, rsync reads it. The copy here was read when it was verified.
-        if _copy(restore, placed, checksum=True).files:
+        if copy_to(restore, placed, checksum=True).files:
             raise InvalidCopy(f"the copy changed while it was restored: {restore.copy.path}")
         return
     inventory = restore.copy.read_inventory(restore.manifest.inventory_sha256)
