@@ -9,7 +9,8 @@ acknowledged before the flush is on the disk. `/metrics` tells how many rows are
 partition that is asked later than another only makes its own moment later.
 
 The same goes for the index, which has the streams: `/metrics` counts its parts, on the disk and in memory
-together, and its lists of parts say how many are on the disk.
+together, and its lists of parts say how many are on the disk. As long as no stream is new, parts of the
+index only become fewer. So if as many are on the disk as there were, all are.
 
 Under ingestion such a moment is short. After a flush, new rows wait in a buffer for a second, unless that
 gets full (some 2 MB). A snapshot of the days that change writes their parts. So after both of them such a
@@ -20,12 +21,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vl_borg_hooks.errors import OperatorError
 from vl_borg_hooks.plugin.context import Target
 from vl_borg_hooks.snapshots.ours import Ours
-from vl_borg_hooks.victorialogs import changes, lock
+from vl_borg_hooks.victorialogs import changes, lock, stored
 from vl_borg_hooks.victorialogs.changes import Listing
 from vl_borg_hooks.victorialogs.http import Client, Flush, Metrics
 from vl_borg_hooks.victorialogs.layout import INDEXDB
@@ -42,6 +43,10 @@ MOST_RECENT_DAYS = 10
 # disk yet can have rows there too.
 ALL_DAYS_EACH = 4
 _ROWS_IN_MEMORY = ("vl_storage_rows", 'type="storage/inmemory"')
+_ROWS_ON_DISK = (
+    ("vl_storage_rows", 'type="storage/small"'),
+    ("vl_storage_rows", 'type="storage/big"'),
+)
 _INDEX_PARTS = "vl_indexdb_parts"
 _STREAMS = "vl_streams_created_total"
 _STARTED = "vm_app_start_timestamp"
@@ -116,7 +121,8 @@ class Written:
         is_same = look.metrics.number(_STREAMS) == self._streams and now.partitions == set(
             self._flush.days
         )
-        return Moment(look.snapshots, now, is_same and _has_index(look, now))
+        has_index = is_same and _has_index(look, now) and self._has_same_rows(look.metrics)
+        return Moment(look.snapshots, now, has_index)
 
     def wait_for_index(self) -> Listing:
         """Wait until the streams that are known now are on the disk.
@@ -124,13 +130,31 @@ class Written:
         Returns a listing of the data directory that has them. Raises NotWritten, or OperatorError.
         """
         self._client.flush()
+        before = self._read()
         self._asked_at = time.monotonic()
         # New streams are rare, mostly: then there is nothing to write.
         for look in self._looks("streams", first=False):
-            if _has_index(look, self._read()):
+            # The first look is a second after this listing, so its metrics can't be of before it.
+            look = look if look.snapshots else replace(look, before=before)
+            if _has_index(look, self._read()) and (
+                not look.snapshots or self._has_same_rows(look.metrics)
+            ):
                 break
         self._target.reporter.say(f"all streams of before are on VictoriaLogs' disk: {look.so_far}")
         return look.before
+
+    def _has_same_rows(self, metrics: Metrics) -> bool:
+        """Say whether the rows on the disk are now as many as they were when `metrics` were new.
+
+        Then no row has been written since, so nothing that was just copied is newer than `metrics`: if
+        somebody else asks for them too, ours may be a second old.
+        """
+        host, directory = self._target.host, self._target.data_directory
+        attached = self._client.attached_days()
+        rows = stored.rows_by_day(host, directory)
+        return sum(metrics.number(*kind) for kind in _ROWS_ON_DISK) == sum(
+            rows[day] for day in rows if day in attached
+        )
 
     def _require_same_server(self, metrics: Metrics) -> None:
         """Raise OperatorError if VictoriaLogs was restarted: what it had in memory may be lost."""
