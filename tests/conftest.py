@@ -123,8 +123,11 @@ def docker() -> Iterator[Docker]:
         yield running
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """End at once if $VICTORIA_LOGS is set to something that is not VictoriaLogs."""
+    if hasattr(config, "workerinput"):
+        # What another worker of pytest-xdist starts would be taken for what a test has left running.
+        os.setpgid(0, 0)
     # As Ctrl-C does: what the parts have mounted and started is ended by them.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
