@@ -48,8 +48,8 @@ LINES = (
 
 IDLE = "idle"
 SNAPSHOT_LINES = (
-    Line("documented_other", "documented procedure", "#d9822b"),
-    Line("ours_other", "vl-borg-hooks", "#2f9e5b"),
+    Line("documented_same", "documented procedure", "#d9822b"),
+    Line("ours_same", "vl-borg-hooks", "#2f9e5b"),
     Line(IDLE, "no backup", "#4a8fe7", "5 4"),
 )
 
@@ -230,7 +230,7 @@ def draw_zero_downtime(content: Mapping[str, Any]) -> str:
     machine = content["machine"]
     origin = f"{content['date'][:10]}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB, "
     origin += (
-        f"VictoriaLogs {content['versions']['VictoriaLogs']}, second run, to another filesystem"
+        f"VictoriaLogs {content['versions']['VictoriaLogs']}, second run, on the same filesystem"
     )
     parts.append(text(WIDTH - RIGHT, HEIGHT - 4, origin, anchor="end", more='font-size="10"'))
     return "\n".join([*parts, "</svg>"]) + "\n"
@@ -239,7 +239,7 @@ def draw_zero_downtime(content: Mapping[str, Any]) -> str:
 def insert_p99(row: Mapping[str, Any], way: str) -> Mapping[str, float]:
     """Return what 99 of 100 inserts are answered within, during a second run or with `idle`."""
     when = "idle" if way == IDLE else "during"
-    run = row["ways"]["ours_other" if way == IDLE else way]["second"]
+    run = row["ways"]["ours_same" if way == IDLE else way]["second"]
     found: Mapping[str, float] = run[f"insert_{when}_milliseconds"]["p99"]
     return found
 
