@@ -245,6 +245,7 @@ def settle(site: Site, fired: float) -> float:
             return since - fired
         assert since or now - fired < RECOVERY_SECONDS, f"still down after {now - fired:.1f} s"
         assert now - fired < LEFTOVER_SECONDS, f"left: {[process.cmdline() for process in left]}"
+        # Asked again and again: there is no event for "it serves, and all that was left has ended".
         time.sleep(0.01)
 
 
@@ -257,6 +258,7 @@ def settle_stopped(site: Site, fired: float) -> float:
         if since and not leftovers(site):
             return since - fired
         assert now - fired < RECOVERY_SECONDS, f"runs or is busy {now - fired:.1f} s after"
+        # As above.
         time.sleep(0.02)
 
 

@@ -9,7 +9,7 @@ from vl_borg_hooks.victorialogs import lock
 
 
 class Unmanaged(ServiceManager):
-    """Whoever has started the VictoriaLogs on `data_directory` looks after it."""
+    """The VictoriaLogs on `data_directory`; the config does not say what starts and stops it."""
 
     def __init__(self, host: Host, data_directory: str) -> None:
         self._host = host

@@ -20,7 +20,6 @@ from vl_borg_hooks.snapshots import written
 from vl_borg_hooks.snapshots.ours import Ours
 from vl_borg_hooks.snapshots.written import Moment, NotWritten, Written
 from vl_borg_hooks.steps.passes import Passes
-from vl_borg_hooks.stop_window.beforehand import require_startable
 from vl_borg_hooks.stop_window.window import refuse_second_stop
 from vl_borg_hooks.system import signals
 from vl_borg_hooks.transfer import PassResult
@@ -56,8 +55,6 @@ def make_copy(backup: Backup) -> Copied | None:
     except NotWritten as error:
         if backup.instance.consistency != "auto":
             raise
-        # The checks have not looked at it, because no stop was to come.
-        require_startable(backup)
         backup.consistency, backup.consistency_why = "stop", error.what
         backup.reporter.warn(f"VictoriaLogs is stopped for the final pass: {error.what}")
         return None
